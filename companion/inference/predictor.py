@@ -1,0 +1,226 @@
+"""Texts in, logits out, with onnxruntime and a tokenizer and nothing else.
+
+A server imports this module: it must never import torch or transformers.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import onnxruntime
+from numpy.typing import NDArray
+from tokenizers import Encoding, Tokenizer
+
+from companion.inference.manifest import MODEL, Manifest, read_manifest
+from companion.settings import get_settings
+
+__all__ = ["OnnxPredictor", "Predictor", "probabilities_of"]
+
+_MULTIPLE = 8
+"""Lengths are padded to a multiple of this: few shapes, and sums in one order whatever the batch."""
+
+
+class Predictor(Protocol):
+    """Turns texts into logits and probabilities, whatever runs underneath."""
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """Names of the labels in the order of the logits."""
+
+    @property
+    def is_regression(self) -> bool:
+        """Whether the one logit is a number to predict rather than a score."""
+
+    def logits(
+        self, texts: Sequence[str], pairs: Sequence[str] | None = None, *, batch_size: int = 32
+    ) -> NDArray[np.float32]:
+        """Compute logits, shape (texts, num_labels), in the order of the texts."""
+
+    def probabilities(
+        self, texts: Sequence[str], pairs: Sequence[str] | None = None, *, batch_size: int = 32
+    ) -> NDArray[np.float32]:
+        """Compute probabilities, shape (texts, num_labels); each row sums to 1."""
+
+
+def probabilities_of(logits: NDArray[np.float32], *, is_regression: bool) -> NDArray[np.float32]:
+    """Apply the softmax to each row of logits.
+
+    Parameters
+    ----------
+    logits : ndarray of float32, shape (texts, num_labels)
+    is_regression : bool
+
+    Returns
+    -------
+    ndarray of float32, shape (texts, num_labels)
+
+    Raises
+    ------
+    ValueError
+        For a regression: its one output is a number, not a score.
+    """
+    if is_regression:
+        raise ValueError("this model predicts a number, not labels: use logits()")
+    exact = logits.astype(np.float64)
+    scores = np.exp(exact - exact.max(axis=1, keepdims=True)) if len(exact) else exact
+    shares: NDArray[np.float32] = (scores / scores.sum(axis=1, keepdims=True)).astype(np.float32)
+    return shares
+
+
+class OnnxPredictor:
+    """Runs an ONNX folder.
+
+    Parameters
+    ----------
+    folder : Path
+        Made by `companion.inference.export`; its files are compared with the manifest first.
+    threads : int, optional
+        Threads per run. Default: the settings' threads.
+
+    Raises
+    ------
+    FileNotFoundError, ValueError
+        When the folder is missing, incomplete, or not what its manifest says.
+
+    Attributes
+    ----------
+    manifest : Manifest
+    """
+
+    def __init__(self, folder: Path, *, threads: int | None = None) -> None:
+        folder = Path(folder)
+        self.manifest: Manifest = read_manifest(folder)
+        self._tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+        self._tokenizer.no_padding()
+        self._tokenizer.enable_truncation(self.manifest.max_length)
+        self._pad = _padding(folder)
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = threads or get_settings().threads
+        # Spinning threads win microseconds on an idle machine and lose multiples of that on a busy one.
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+        options.log_severity_level = 3
+        self._session = onnxruntime.InferenceSession(
+            str(folder / MODEL), options, providers=["CPUExecutionProvider"]
+        )
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """Names of the labels in the order of the logits."""
+        return self.manifest.labels
+
+    @property
+    def is_regression(self) -> bool:
+        """Whether the one logit is a number to predict rather than a score."""
+        return self.manifest.is_regression
+
+    @property
+    def max_length(self) -> int:
+        """Longer texts are cut to this many tokens."""
+        return self.manifest.max_length
+
+    def logits(
+        self, texts: Sequence[str], pairs: Sequence[str] | None = None, *, batch_size: int = 32
+    ) -> NDArray[np.float32]:
+        """Compute logits.
+
+        Parameters
+        ----------
+        texts : sequence of str
+        pairs : sequence of str, optional
+            The second text of each, for a task on pairs.
+        batch_size : int
+            Texts per run. They are sorted by length first, so that little is padded.
+
+        Returns
+        -------
+        ndarray of float32, shape (texts, num_labels)
+            In the order of the texts. Bit-identical for every batch size where the manifest's check says so.
+
+        Raises
+        ------
+        ValueError
+            When the texts are one string, the pairs are not as many as the texts, or `batch_size` is below 1.
+        """
+        check_texts(texts, pairs, batch_size)
+        inputs: list[Any] = list(texts) if pairs is None else list(zip(texts, pairs, strict=True))
+        encodings = self._tokenizer.encode_batch(inputs)
+        width = 1 if self.is_regression else len(self.labels)
+        logits = np.empty((len(encodings), width), dtype=np.float32)
+        for index, feed in self._batches(encodings, batch_size):
+            logits[index] = self._session.run(None, feed)[0]
+        return logits
+
+    def probabilities(
+        self, texts: Sequence[str], pairs: Sequence[str] | None = None, *, batch_size: int = 32
+    ) -> NDArray[np.float32]:
+        """Compute probabilities: the softmax of `logits`.
+
+        Parameters
+        ----------
+        texts, pairs, batch_size
+            As for `logits`.
+
+        Returns
+        -------
+        ndarray of float32, shape (texts, num_labels)
+            Each row sums to 1.
+
+        Raises
+        ------
+        ValueError
+            As `logits`, and for a regression.
+        """
+        return probabilities_of(
+            self.logits(texts, pairs, batch_size=batch_size), is_regression=self.is_regression
+        )
+
+    def _batches(
+        self, encodings: Sequence[Encoding], batch_size: int
+    ) -> Iterator[tuple[NDArray[np.int64], dict[str, NDArray[np.int64]]]]:
+        """Cut the texts, longest first, into padded batches; yield their positions and the graph's inputs."""
+        lengths = np.array([len(encoding.ids) for encoding in encodings], dtype=np.int64)
+        order = np.argsort(-lengths, kind="stable")
+        for start in range(0, len(order), batch_size):
+            index = order[start : start + batch_size]
+            longest = -(-int(lengths[index[0]]) // _MULTIPLE) * _MULTIPLE
+            shape = (len(index), min(longest, self.manifest.positions))
+            feed = {name: np.zeros(shape, dtype=np.int64) for name in self.manifest.inputs}
+            feed["input_ids"].fill(self._pad)
+            for row, position in enumerate(index):
+                encoding, length = encodings[position], lengths[position]
+                feed["input_ids"][row, :length] = encoding.ids
+                feed["attention_mask"][row, :length] = 1
+                if "token_type_ids" in feed:
+                    feed["token_type_ids"][row, :length] = encoding.type_ids
+            yield index, feed
+
+
+def check_texts(texts: Sequence[str], pairs: Sequence[str] | None, batch_size: int) -> None:
+    """Refuse arguments that would be misread.
+
+    Parameters
+    ----------
+    texts, pairs, batch_size
+        As for `Predictor.logits`.
+
+    Raises
+    ------
+    ValueError
+        As described there.
+    """
+    if isinstance(texts, str) or isinstance(pairs, str):
+        raise ValueError("texts is one string, expected a list of strings: write [text]")
+    if pairs is not None and len(pairs) != len(texts):
+        raise ValueError(f"there are {len(texts)} texts but {len(pairs)} pairs, expected as many")
+    if batch_size < 1:
+        raise ValueError(f"batch_size is {batch_size}, expected at least 1")
+
+
+def _padding(folder: Path) -> int:
+    """Return the padding token's id from the model's configuration."""
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    return int(config.get("pad_token_id") or 0)
