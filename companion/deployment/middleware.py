@@ -1,0 +1,112 @@
+"""Two pure ASGI middlewares: who asked (request id, last-resort errors) and how much (body limit).
+
+Neither uses Starlette's `BaseHTTPMiddleware`, which runs the application in a second task and hides
+a client that went away.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+import uuid
+
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from companion.deployment.problems import BODY_TOO_LARGE, INTERNAL_ERROR, ProblemError, problem_response
+
+logger = logging.getLogger("companion.deployment")
+
+REQUEST_ID_HEADER = "X-Request-ID"
+_REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,128}")
+
+
+def request_id(offered: str | None) -> str:
+    """Take the client's request id, or make one.
+
+    Only letters, digits, dots, dashes and underscores pass, at most 128 of them: the id is written to a
+    log and to a header, and must not be able to forge a line of either.
+    """
+    if offered is not None and _REQUEST_ID.fullmatch(offered):
+        return offered
+    return uuid.uuid4().hex
+
+
+class RequestContext:
+    """Give every request an id, and every unforeseen exception a log entry and a plain 500.
+
+    The id is put into `scope["state"]["request_id"]` and into the response's `X-Request-ID`. An
+    exception ends here: it is logged with its traceback, and the client learns the id, not the text.
+    """
+
+    def __init__(self, app: ASGIApp) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Handle one connection (see the ASGI specification)."""
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        identity = request_id(Headers(scope=scope).get(REQUEST_ID_HEADER))
+        scope.setdefault("state", {})["request_id"] = identity
+        started = False
+
+        async def send_with_id(message: Message) -> None:
+            nonlocal started
+            if message["type"] == "http.response.start":
+                started = True
+                MutableHeaders(scope=message)[REQUEST_ID_HEADER] = identity
+            await send(message)
+
+        try:
+            await self.app(scope, receive, send_with_id)
+        except Exception:
+            logger.exception("request %s failed: %s %r", identity, scope["method"], scope["path"])
+            if started:  # half an answer is out: let the server cut the connection
+                raise
+            error = ProblemError(INTERNAL_ERROR, "The request could not be answered; the log has the reason.")
+            await problem_response(error, identity)(scope, receive, send_with_id)
+
+
+class BodyLimit:
+    """Refuse a body of more than `max_bytes` bytes with 413, and stop reading it.
+
+    A declared length is judged before anything is read; without one (chunked transfer) the bytes are
+    counted as they come. The connection is closed, so that the rest is not read either.
+    """
+
+    def __init__(self, app: ASGIApp, max_bytes: int) -> None:
+        self.app = app
+        self.max_bytes = max_bytes
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Handle one connection (see the ASGI specification)."""
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        declared = Headers(scope=scope).get("content-length", "")
+        if declared.isascii() and declared.isdigit() and _exceeds(declared, self.max_bytes):
+            await problem_response(self._error(), scope["state"]["request_id"])(scope, receive, send)
+            return
+        received = 0
+
+        async def receive_counted() -> Message:
+            nonlocal received
+            message = await receive()
+            received += len(message.get("body", b""))
+            if received > self.max_bytes:
+                raise self._error()
+            return message
+
+        await self.app(scope, receive_counted, send)
+
+    def _error(self) -> ProblemError:
+        error = ProblemError(BODY_TOO_LARGE, f"The body may have at most {self.max_bytes:,} bytes.")
+        error.headers = {"Connection": "close"}
+        return error
+
+
+def _exceeds(digits: str, limit: int) -> bool:
+    # Python refuses to parse a number of several thousand digits: compare by length first.
+    digits = digits.lstrip("0")
+    return len(digits) > len(str(limit)) or int(digits or "0") > limit

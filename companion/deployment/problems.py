@@ -1,0 +1,150 @@
+"""Errors that a client can read: RFC 9457 `application/problem+json`, one shape for every failure.
+
+The table `PROBLEMS` lists everything that can go wrong. A client branches on `code` (or on `type`, the
+same thing as a URI) and shows `detail` to people. The text of an exception never reaches it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+from urllib.parse import quote
+
+from fastapi.exceptions import RequestValidationError
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import Response
+
+from companion.deployment.schemas import InputError, Problem
+
+MEDIA_TYPE = "application/problem+json"
+MAX_ERRORS = 16
+"""Longest `errors` list that is sent back: a body with ten thousand unknown fields gets a short answer."""
+MAX_NAME = 64
+"""Longest field name, in characters, that is repeated to the client."""
+
+
+@dataclass(frozen=True)
+class ProblemType:
+    """One kind of failure: its stable code, its HTTP status, and a title that never varies."""
+
+    code: str
+    status: int
+    title: str
+
+    @property
+    def uri(self) -> str:
+        """The `type` member: a URN, because there is no page behind it to keep alive."""
+        return f"urn:companion:problem:{self.code}"
+
+
+INVALID_INPUT = ProblemType("invalid-input", 422, "The request does not fit the schema")
+MALFORMED_JSON = ProblemType("malformed-json", 422, "The body is not JSON")
+UNSUPPORTED_MEDIA_TYPE = ProblemType("unsupported-media-type", 415, "The body is not declared as JSON")
+BODY_TOO_LARGE = ProblemType("body-too-large", 413, "The body is too large")
+NOT_FOUND = ProblemType("not-found", 404, "There is nothing at this address")
+METHOD_NOT_ALLOWED = ProblemType("method-not-allowed", 405, "This address does not take this method")
+NOT_READY = ProblemType("not-ready", 503, "The model is still loading")
+MODEL_FAILED = ProblemType("model-failed", 503, "The model could not be loaded")
+INTERNAL_ERROR = ProblemType("internal-error", 500, "The server failed to answer")
+
+PROBLEMS: tuple[ProblemType, ...] = (
+    INVALID_INPUT,
+    MALFORMED_JSON,
+    UNSUPPORTED_MEDIA_TYPE,
+    BODY_TOO_LARGE,
+    NOT_FOUND,
+    METHOD_NOT_ALLOWED,
+    NOT_READY,
+    MODEL_FAILED,
+    INTERNAL_ERROR,
+)
+
+
+class ProblemError(HTTPException):
+    """Raise anywhere inside a request to answer with a problem.
+
+    It is an `HTTPException` because FastAPI lets that class alone through while it reads a body.
+    """
+
+    def __init__(
+        self,
+        problem: ProblemType,
+        detail: str,
+        *,
+        errors: Sequence[InputError] = (),
+        retry_after_s: int | None = None,
+    ) -> None:
+        headers = None if retry_after_s is None else {"Retry-After": str(retry_after_s)}
+        super().__init__(status_code=problem.status, detail=detail, headers=headers)
+        self.problem = problem
+        self.errors = tuple(errors)
+        self.retry_after_s = retry_after_s
+
+
+def problem_response(error: ProblemError, request_id: str) -> Response:
+    """Write `error` as an HTTP response."""
+    body = Problem(
+        type=error.problem.uri,
+        title=error.problem.title,
+        status=error.problem.status,
+        detail=error.detail,
+        code=error.problem.code,
+        request_id=request_id,
+        retry_after_ms=None if error.retry_after_s is None else 1000 * error.retry_after_s,
+        errors=list(error.errors) or None,
+    )
+    content = body.model_dump_json(exclude_none=True)
+    return Response(content, status_code=error.problem.status, headers=error.headers, media_type=MEDIA_TYPE)
+
+
+async def on_http_exception(request: Request, exc: HTTPException) -> Response:
+    """Answer every `HTTPException`: our own, and those that the router or FastAPI raise."""
+    return problem_response(_as_problem(exc), request.state.request_id)
+
+
+async def on_validation_error(request: Request, exc: RequestValidationError) -> Response:
+    """Answer a body that is not JSON (415, 422) or that does not fit the schema (422)."""
+    return problem_response(_explain(exc), request.state.request_id)
+
+
+def _as_problem(exc: HTTPException) -> ProblemError:
+    if isinstance(exc, ProblemError):
+        return exc
+    if exc.status_code == 400:  # FastAPI's word for bytes that are not UTF-8, and for endless nesting
+        return ProblemError(MALFORMED_JSON, "The body must be JSON in UTF-8, without deep nesting.")
+    known = {problem.status: problem for problem in (NOT_FOUND, METHOD_NOT_ALLOWED, BODY_TOO_LARGE)}
+    error = ProblemError(known.get(exc.status_code, INTERNAL_ERROR), "/openapi.json lists what is answered.")
+    error.headers = exc.headers  # the router's Allow
+    return error
+
+
+def _explain(exc: RequestValidationError) -> ProblemError:
+    # FastAPI leaves the body as bytes when the content type is not JSON.
+    if isinstance(exc.body, bytes):
+        return ProblemError(UNSUPPORTED_MEDIA_TYPE, "Send the header 'Content-Type: application/json'.")
+    found = exc.errors()
+    for error in found:
+        if error["type"] == "json_invalid":
+            reason, position = error["ctx"]["error"], error["loc"][-1]
+            return ProblemError(MALFORMED_JSON, f"Not valid JSON at character {position}: {reason}.")
+    errors = [_input_error(error) for error in found[:MAX_ERRORS]]
+    detail = "; ".join(f"{error.pointer}: {error.detail}" for error in errors[:3])
+    return ProblemError(INVALID_INPUT, detail, errors=errors)
+
+
+def _input_error(error: Mapping[str, Any]) -> InputError:
+    path = [str(part) for part in error["loc"] if part != "body"]
+    # A name of a megabyte is not sent back: the pointer then stays at the whole body.
+    pointer = json_pointer(path) if all(len(part) <= MAX_NAME for part in path) else "#"
+    return InputError(pointer=pointer, code=str(error["type"]), detail=str(error["msg"]))
+
+
+def json_pointer(path: Sequence[str]) -> str:
+    """Write `path` as a JSON Pointer in a URI fragment (RFC 6901, section 6), as RFC 9457 shows it.
+
+    The result is ASCII, whatever the client called its fields: half of a surrogate pair included.
+    """
+    escaped = (part.replace("~", "~0").replace("/", "~1") for part in path)
+    return "#" + "".join("/" + quote(part, safe="~", errors="backslashreplace") for part in escaped)

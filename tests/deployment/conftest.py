@@ -1,0 +1,120 @@
+"""A model that needs no weights, and a client that runs an application with its lifespan."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import httpx
+import numpy as np
+import pytest
+from anyio.from_thread import BlockingPortal, start_blocking_portal
+from fastapi import FastAPI
+
+from companion.deployment import Limits, create_app
+
+
+@dataclass
+class FakeModel:
+    """Counts how many runs happen at once; `gate` holds every run until it is set."""
+
+    labels: tuple[str, ...] = ("negative", "positive")
+    max_length: int = 128
+    is_regression: bool = False
+    manifest: Any = field(default_factory=lambda: SimpleNamespace(model_version="v-test"))
+    seen: list[tuple[str, str | None]] = field(default_factory=list)
+    gate: threading.Event = field(default_factory=threading.Event)
+    running: int = 0
+    most_running: int = 0
+
+    def __post_init__(self) -> None:
+        self.gate.set()
+
+    def _run(self, texts: Sequence[str], pairs: Sequence[str] | None) -> np.ndarray:
+        self.running += 1
+        self.most_running = max(self.most_running, self.running)
+        try:
+            assert self.gate.wait(30)
+            self.seen.extend(zip(texts, pairs or [None] * len(texts), strict=True))
+            if any("boom" in text for text in texts):
+                raise RuntimeError("secret: the text was " + texts[0])
+            value = np.float32("nan") if "nan" in texts[0] else np.float32(0.1 + 0.01 * len(texts[0]) % 0.8)
+            return np.array([[value]] if self.is_regression else [[1 - value, value]], dtype=np.float32)
+        finally:
+            self.running -= 1
+
+    def logits(
+        self, texts: Sequence[str], pairs: Sequence[str] | None = None, *, batch_size: int = 32
+    ) -> np.ndarray:
+        return self._run(texts, pairs)
+
+    def probabilities(
+        self, texts: Sequence[str], pairs: Sequence[str] | None = None, *, batch_size: int = 32
+    ) -> np.ndarray:
+        return self._run(texts, pairs)
+
+
+class Client:
+    """Blocking HTTP against an application in this process: no socket."""
+
+    def __init__(self, app: FastAPI, portal: BlockingPortal) -> None:
+        self.app = app
+        self.portal = portal
+        transport = httpx.ASGITransport(app, raise_app_exceptions=False)
+        self.http = httpx.AsyncClient(transport=transport, base_url="http://test")
+
+    def request(self, method: str, url: str, **keywords: Any) -> httpx.Response:
+        return self.start(method, url, **keywords).result(60)
+
+    def start(self, method: str, url: str, **keywords: Any) -> Future[httpx.Response]:
+        return self.portal.start_task_soon(lambda: self.http.request(method, url, **keywords))
+
+    def predict(self, body: Any, **headers: str) -> httpx.Response:
+        return self.request("POST", "/predict", json=body, headers=headers)
+
+    def wait_until_settled(self) -> None:
+        self.portal.call(self.app.state.service.settled.wait)
+
+
+@contextmanager
+def running(app: FastAPI) -> Iterator[Client]:
+    """Run the lifespan around the client, and do not wait for the model."""
+    with (
+        start_blocking_portal() as portal,
+        portal.wrap_async_context_manager(app.router.lifespan_context(app)),
+    ):
+        yield Client(app, portal)
+
+
+@pytest.fixture
+def model() -> FakeModel:
+    return FakeModel()
+
+
+@pytest.fixture
+def serving(model: FakeModel) -> Iterator[Callable[..., Client]]:
+    """Start applications around `model`; by default wait until they are ready."""
+    from contextlib import ExitStack
+
+    with ExitStack() as stack:
+
+        def start(limits: Limits | None = None, *, wait: bool = True, load: Any = None) -> Client:
+            app = create_app(Path("fake"), limits=limits, load=load or (lambda folder, threads: model))
+            client = stack.enter_context(running(app))
+            if wait:
+                client.wait_until_settled()
+            return client
+
+        yield start
+        model.gate.set()
+
+
+@pytest.fixture
+def client(serving: Callable[..., Client]) -> Client:
+    return serving()

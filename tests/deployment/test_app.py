@@ -1,0 +1,164 @@
+"""What the server answers when all goes well, and how it runs the model."""
+
+from __future__ import annotations
+
+import threading
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from companion.deployment import Limits, create_app
+
+
+def test_answer_has_every_probability_at_full_precision(client, model):
+    answer = client.predict({"text": "a fine film"})
+    assert answer.status_code == 200
+    assert answer.headers["content-type"] == "application/json"
+    body = answer.json()
+    expected = model.probabilities(["a fine film"])[0]
+    assert body["probabilities"] == {"negative": float(expected[0]), "positive": float(expected[1])}
+    assert body["probability"] == max(body["probabilities"].values())
+    assert body["probabilities"][body["label"]] == body["probability"]
+    assert np.float32(body["probability"]) == expected.max()
+    assert body["model_version"] == "v-test"
+    assert body["request_id"] == answer.headers["x-request-id"]
+    assert set(body) == {"label", "probability", "probabilities", "model_version", "request_id"}
+
+
+def test_pair_reaches_the_model(client, model):
+    assert client.predict({"text": "one", "pair": "two"}).status_code == 200
+    assert client.predict({"text": "one", "pair": None}).status_code == 200
+    assert model.seen[-2:] == [("one", "two"), ("one", None)]
+
+
+def test_text_reaches_the_model_unchanged(client, model):
+    text = "  Ärger \U0001f600 \t\n 日本 \u200b end "
+    assert client.predict({"text": text}).status_code == 200
+    assert model.seen[-1] == (text, None)
+
+
+def test_regression_gives_a_score(serving, model):
+    model.is_regression, model.labels = True, ()
+    body = serving().predict({"text": "one", "pair": "two"}).json()
+    assert set(body) == {"score", "model_version", "request_id"}
+    assert body["score"] == float(model.logits(["one"])[0, 0])
+
+
+def test_ready_only_after_a_real_inference(serving, model):
+    model.gate.clear()  # the warm-up run hangs
+    client = serving(wait=False)
+    assert client.request("GET", "/health/live").json() == {"status": "live"}
+    for answer in (client.request("GET", "/health/ready"), client.predict({"text": "early"})):
+        assert answer.status_code == 503
+        assert answer.json()["code"] == "not-ready"
+        assert answer.headers["retry-after"] == "1"
+        assert answer.json()["retry_after_ms"] == 1000
+    assert model.seen == []
+    model.gate.set()
+    client.wait_until_settled()
+    answer = client.request("GET", "/health/ready")
+    assert (answer.status_code, answer.json()) == (200, {"status": "ready", "model_version": "v-test"})
+    assert len(model.seen) == 1
+
+
+@pytest.mark.parametrize("how", ["load", "warm-up"])
+def test_model_that_cannot_be_loaded(serving, model, how, caplog):
+    def load(folder, threads):
+        if how == "load":
+            raise ValueError("secret path /etc/model")
+        model.labels = ()
+        model.probabilities = lambda *arguments, **keywords: 1 / 0
+        return model
+
+    client = serving(load=load)
+    for answer in (client.request("GET", "/health/ready"), client.predict({"text": "x"})):
+        assert (answer.status_code, answer.json()["code"]) == (503, "model-failed")
+        assert "secret" not in answer.text
+        assert "retry-after" not in answer.headers
+    assert client.request("GET", "/health/live").status_code == 200
+    assert isinstance(client.app.state.service.failure, ValueError | ZeroDivisionError)
+    assert "could not be loaded" in caplog.text
+
+
+def test_model_that_does_not_fit_its_labels_is_refused_at_the_start(serving, model):
+    model.labels = ("one", "two", "three")
+    client = serving()
+    assert client.request("GET", "/health/ready").json()["code"] == "model-failed"
+    assert "gives 2 numbers a text, expected 3" in str(client.app.state.service.failure)
+
+
+def test_load_gets_folder_and_threads(model):
+    got = []
+    app = create_app(Path("here"), threads=3, load=lambda *arguments: got.append(arguments) or model)
+    app.state.service._load_and_warm()
+    assert got == [(Path("here"), 3)]
+
+
+def test_one_run_at_a_time_and_the_event_loop_stays_free(serving, model):
+    client = serving()
+    model.gate.clear()
+    waiting = [client.start("POST", "/predict", json={"text": f"text {n}"}) for n in range(12)]
+    # The model is stuck, the loop is not: liveness answers meanwhile.
+    assert client.request("GET", "/health/live").status_code == 200
+    assert threading.active_count() < 12, "requests that wait must not hold a thread each"
+    model.gate.set()
+    answers = [future.result(30) for future in waiting]
+    assert [answer.status_code for answer in answers] == [200] * 12
+    assert model.most_running == 1
+    texts = [text for text, _ in model.seen if text.startswith("text ")]
+    assert texts == [f"text {n}" for n in range(12)], "first come, first served"
+
+
+def test_every_answer_belongs_to_its_request(client, model):
+    waiting = {n: client.start("POST", "/predict", json={"text": "x" * n}) for n in range(1, 40)}
+    for n, future in waiting.items():
+        expected = float(model.probabilities(["x" * n])[0, 1])
+        assert future.result(30).json()["probabilities"]["positive"] == expected
+
+
+def test_request_id_is_taken_when_it_is_harmless(client):
+    answer = client.predict({"text": "x"}, **{"X-Request-ID": "abc-1.2_Z"})
+    assert answer.headers["x-request-id"] == answer.json()["request_id"] == "abc-1.2_Z"
+
+
+@pytest.mark.parametrize("offered", ["", "a b", "x" * 129, "a\tb", "ä", '"', "a;b", "<script>"])
+def test_request_id_is_made_when_the_offered_one_is_not(client, offered):
+    headers = {"X-Request-ID": offered.encode("latin-1")}
+    made = client.request("GET", "/health/live", headers=headers).headers["x-request-id"]
+    assert made != offered
+    assert len(made) == 32
+    assert made.isalnum()
+
+
+def test_request_ids_differ(client):
+    made = {client.request("GET", "/health/live").headers["x-request-id"] for _ in range(20)}
+    assert len(made) == 20
+
+
+def test_openapi_lists_problems_limits_and_both_answers(serving):
+    schema = serving(Limits(characters=77)).request("GET", "/openapi.json").json()
+    for path, statuses in {
+        "/health/live": {"200", "500"},
+        "/health/ready": {"200", "500", "503"},
+        "/predict": {"200", "413", "415", "422", "500", "503"},
+    }.items():
+        (operation,) = schema["paths"][path].values()
+        assert set(operation["responses"]) == statuses
+        for status in statuses - {"200"}:
+            content = operation["responses"][status]["content"]
+            reference = {"schema": {"$ref": "#/components/schemas/Problem"}}
+            assert content == {"application/problem+json": reference}
+    components = schema["components"]["schemas"]
+    assert {"Problem", "InputError", "PredictRequest", "Classification", "Regression"} <= set(components)
+    assert "HTTPValidationError" not in str(schema["paths"])
+    request = components["PredictRequest"]
+    assert request["additionalProperties"] is False
+    assert request["properties"]["text"]["maxLength"] == 77
+    assert request["properties"]["pair"]["anyOf"][0]["maxLength"] == 77
+
+
+@pytest.mark.parametrize("field", ["characters", "body_bytes"])
+def test_limits_must_let_something_through(field):
+    with pytest.raises(ValueError, match=field):
+        Limits(**{field: 0})
