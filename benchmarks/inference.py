@@ -148,7 +148,7 @@ def measure(
 
 
 def table(report: dict[str, object]) -> str:
-    head = f"{'':22} {'texts per second':>20} {report['metric']:>20} moved  same bits  flips  ours is faster by"
+    head = f"{'':22} {'texts per second':>20} {report['metric']:>20} moved  same bits  flips  ours is faster"
     sizes = f"{'batch':22} {'1':>6} {'8':>6} {'32':>6} {'1':>6} {'8':>6} {'32':>6}"
     lines = [
         f"{report['task']}, {report['examples']} texts, {report['threads']} threads, "

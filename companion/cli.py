@@ -28,14 +28,11 @@ __all__ = ["app", "main"]
 app = typer.Typer(
     name="companion",
     help="Transformers in production: train, check, export and serve a text classifier.",
-    no_args_is_help=True,
     add_completion=False,
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
 )
-store = typer.Typer(
-    help="The results that are stored under COMPANION_HOME.", no_args_is_help=True, rich_markup_mode=None
-)
+store = typer.Typer(help="The results that are stored under COMPANION_HOME.", rich_markup_mode=None)
 app.add_typer(store, name="artifacts")
 
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout, all else on stderr.")]

@@ -203,7 +203,7 @@ def _command_lines(command: Any, name: str) -> list[str]:
         for parameter in command.params:
             shown = " ".join([*parameter.opts, *parameter.secondary_opts])
             if parameter.param_type_name == "argument":
-                shown = parameter.human_readable_name.upper()
+                shown = (parameter.name or "").upper()
             lines += [f"   ``{shown}``", f"      {_one_line(getattr(parameter, 'help', None))}", ""]
     for inner_name, inner in commands.items():
         lines += _command_lines(inner, f"{name} {inner_name}")

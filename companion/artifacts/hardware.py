@@ -15,7 +15,8 @@ def machine() -> dict[str, str | int]:
     Returns
     -------
     dict
-        ``cpu``, ``cores`` (that this process may use), ``memory_gib``, ``accelerator`` (or ``"none"``),
+        ``cpu``, ``cores`` (that this process may use), ``int8`` (the instructions for 8-bit products, such as
+        ``avx512_vnni``, or ``"none"``), ``memory_gib``, ``accelerator`` (or ``"none"``),
         ``system``, and the versions of ``python``, ``torch`` and ``onnxruntime`` from the installed metadata;
         neither library is imported.
     """
@@ -26,6 +27,7 @@ def machine() -> dict[str, str | int]:
     return {
         "cpu": cpu or platform.processor() or platform.machine(),
         "cores": usable_cores(),
+        "int8": " ".join(_int8_instructions()) or "none",
         "memory_gib": round(memory / 2**30),
         "accelerator": ", ".join(_accelerators()) or "none",
         "system": f"{platform.system()} {platform.machine()}",
@@ -33,6 +35,12 @@ def machine() -> dict[str, str | int]:
         "torch": _version("torch"),
         "onnxruntime": _version("onnxruntime"),
     }
+
+
+def _int8_instructions() -> list[str]:
+    """Name the instructions that add four 8-bit products at once, in 32 bits."""
+    flags = _field(Path("/proc/cpuinfo"), "flags") or _field(Path("/proc/cpuinfo"), "Features") or ""
+    return [name for name in ("avx512_vnni", "avx_vnni", "amx_int8", "asimddp") if name in flags.split()]
 
 
 def _version(distribution: str) -> str:

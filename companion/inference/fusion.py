@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import copy
+
 import numpy as np
 import onnx
+import onnxruntime
 from onnx import TensorProto, helper
 
 from companion.inference.graph import CONTRIB, Graph, attribute
+from companion.inference.quantization import OPSET
 
 __all__ = ["fuse_attention", "keep_first_token"]
 
@@ -30,12 +34,14 @@ def fuse_attention(graph: Graph, *, heads: int) -> int:
     Returns
     -------
     int
-        How many attentions were found. An unknown pattern is left as it is.
+        How many attentions were found. An unknown pattern is left as it is, and so is an attention that
+        hides more than the padding (the later tokens, or the distant ones).
     """
+    masks: dict[str, bool] = {}
     matches = [
         match
         for softmax in graph.nodes
-        if softmax.op_type == "Softmax" and (match := _match(graph, softmax)) is not None
+        if softmax.op_type == "Softmax" and (match := _match(graph, softmax, masks)) is not None
     ]
     if not matches:
         return 0
@@ -59,11 +65,17 @@ def fuse_attention(graph: Graph, *, heads: int) -> int:
     return len(matches)
 
 
+_LONG = 512
+"""Tokens in the texts that masks are tried with: more than the windows of local attention."""
+
 _Match = tuple[str, str, str, list[str], float, onnx.NodeProto]
 
 
-def _match(graph: Graph, softmax: onnx.NodeProto) -> _Match | None:
-    """Walk from a softmax back to its three projections and forward to the merged heads."""
+def _match(graph: Graph, softmax: onnx.NodeProto, masks: dict[str, bool]) -> _Match | None:
+    """Walk from a softmax back to its three projections and forward to the merged heads.
+
+    `masks` remembers which masks hide the padding alone: the layers of a model share them.
+    """
     masked = graph.producer(softmax.input[0])
     scaled = graph.producer(masked.input[0]) if masked is not None and masked.op_type == "Add" else None
     if scaled is None or scaled.op_type != "Mul" or scaled.input[1] not in graph.constants:
@@ -76,9 +88,32 @@ def _match(graph: Graph, softmax: onnx.NodeProto) -> _Match | None:
     projections = [_projection(graph, name) for name in (*scores.input, weighted[0].input[1])]
     if merged is None or any(projection is None for projection in projections):
         return None
+    assert masked is not None
+    mask = masked.input[1]
+    if mask not in masks:
+        masks[mask] = _hides_padding_alone(graph, mask)
+    if not masks[mask]:
+        return None
     (query, query_bias), (key, key_bias), (value, value_bias) = (p for p in projections if p is not None)
     scale = float(graph.constants[scaled.input[1]])
     return query, key, value, [query_bias, key_bias, value_bias], scale, merged
+
+
+def _hides_padding_alone(graph: Graph, mask: str) -> bool:
+    """Compute a mask for a full and a half padded text; tell whether it is that of ``attention_mask``."""
+    part = copy.copy(graph)
+    part.outputs = [helper.make_tensor_value_info(mask, TensorProto.FLOAT, None)]
+    model = part.to_model(opset=OPSET)
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 4
+    feed = {item.name: np.ones((2, _LONG), dtype=np.int64) for item in graph.inputs}
+    feed["attention_mask"][1, _LONG // 2 :] = 0
+    visible = feed["attention_mask"][:, None, None, :] == 1
+    try:
+        found = onnxruntime.InferenceSession(model.SerializeToString(), options).run(None, feed)[0]
+    except Exception:  # onnxruntime raises classes of its own, here for a mask of a fixed size
+        return False
+    return bool(np.where(visible, found == 0, found < -1e4).all())
 
 
 def _only(graph: Graph, node: onnx.NodeProto | None, operator: str) -> onnx.NodeProto | None:
@@ -144,7 +179,7 @@ def _only_first_row_is_read(graph: Graph, name: str) -> bool:
             continue
         seen.add(name)
         consumers = graph.consumers(name)
-        if not consumers:
+        if not consumers or any(output.name == name for output in graph.outputs):
             return False
         for node in consumers:
             if node.op_type == "Gather":

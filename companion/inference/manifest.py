@@ -158,11 +158,12 @@ def _parse(path: Path) -> Manifest:
     if version != _FORMAT:
         raise ValueError(f"{path} has format {version!r}, expected {_FORMAT}. Export the model again.")
     try:
+        files = data.pop("files")
         data["check"] = Check(**data["check"])
         for name in ("labels", "inputs", "cpu_features"):
             data[name] = tuple(data[name])
-        manifest = Manifest(**data)
-    except (KeyError, TypeError) as error:
+        manifest = Manifest(**data, files={str(name): str(found) for name, found in files.items()})
+    except (AttributeError, KeyError, TypeError) as error:
         raise ValueError(f"{path} is damaged: {error}. Export the model again.") from None
     if MODEL not in manifest.files:
         raise ValueError(f"{path} is damaged: it does not list {MODEL}. Export the model again.")

@@ -46,10 +46,11 @@ def quantize_columns(weight: NDArray[np.float32]) -> tuple[NDArray[np.int8], NDA
     scale : ndarray of float32, shape (outputs,)
         ``quantized * scale`` is close to `weight`.
     """
-    even = np.pad(weight, ((0, weight.shape[0] % 2), (0, 0)))
+    # Divided before they are added: a sum of two large weights could be infinite.
+    even = np.pad(weight, ((0, weight.shape[0] % 2), (0, 0))) / 127
     positive, negative = np.maximum(even, 0), np.maximum(-even, 0)
     sums = np.maximum(positive[0::2] + positive[1::2], negative[0::2] + negative[1::2])
-    scale = np.maximum(sums.max(axis=0) / 127, _TINY).astype(np.float32)
+    scale = np.maximum(sums.max(axis=0), _TINY).astype(np.float32)
     return np.rint(weight / scale).astype(np.int8), scale
 
 
@@ -91,7 +92,7 @@ def quantize(model: onnx.ModelProto) -> onnx.ModelProto:
     rows: dict[str, tuple[str, str]] = {}
     products = 0
     for node in list(graph.nodes):
-        if node.op_type in ("MatMul", "Gemm") and _is_matrix(graph, node.input[1]):
+        if _is_product(graph, node):
             graph.replace(node, _product(graph, node, rows))
             products += 1
         elif node.op_type == "Gather" and _is_table(graph, node):
@@ -99,6 +100,15 @@ def quantize(model: onnx.ModelProto) -> onnx.ModelProto:
     if not products:
         raise ValueError("the graph multiplies with no constant matrix: there is nothing to quantize")
     return graph.to_model(opset=OPSET)
+
+
+def _is_product(graph: Graph, node: onnx.NodeProto) -> bool:
+    """Tell whether a node multiplies an activation with a constant matrix, and at most adds a bias."""
+    if node.op_type not in ("MatMul", "Gemm") or not _is_matrix(graph, node.input[1]):
+        return False
+    return attribute(node, "alpha", 1.0) == attribute(node, "beta", 1.0) == 1.0 and not attribute(
+        node, "transA", 0
+    )
 
 
 def _is_matrix(graph: Graph, name: str) -> bool:
@@ -115,8 +125,8 @@ def _is_table(graph: Graph, node: onnx.NodeProto) -> bool:
     )
 
 
-def _row_scales(graph: Graph, name: str) -> tuple[list[onnx.NodeProto], tuple[str, str]]:
-    """Quantize an activation to unsigned 8 bits around 128, with one scale per row.
+def _row_scales(graph: Graph, name: str, width: int) -> tuple[list[onnx.NodeProto], tuple[str, str]]:
+    """Quantize an activation to unsigned 8 bits around 128, with one scale per row of `width` numbers.
 
     Returns the nodes, and the names of the 8-bit activation and of its scales (..., 1).
     """
@@ -126,7 +136,6 @@ def _row_scales(graph: Graph, name: str) -> tuple[list[onnx.NodeProto], tuple[st
     magnitude, largest, grid, scale, shape, centre, quantized = (
         f"{name}_{suffix}" for suffix in ("abs", "max", "grid", "scale", "shape", "centre", "int8")
     )
-    width = _width(graph, name)
     nodes = [
         helper.make_node("Abs", [name], [magnitude]),
         helper.make_node("ReduceMax", [magnitude, last], [largest], keepdims=1),
@@ -141,33 +150,28 @@ def _row_scales(graph: Graph, name: str) -> tuple[list[onnx.NodeProto], tuple[st
     return nodes, (quantized, scale)
 
 
-def _width(graph: Graph, name: str) -> int:
-    """Return the length of an activation's rows: the inputs of the matrices it is multiplied with."""
-    node = next(node for node in graph.consumers(name) if node.op_type in ("MatMul", "Gemm"))
-    matrix = graph.constants[node.input[1]]
-    return int(matrix.shape[1] if attribute(node, "transB", 0) else matrix.shape[0])
-
-
 def _product(graph: Graph, node: onnx.NodeProto, rows: dict[str, tuple[str, str]]) -> list[onnx.NodeProto]:
     """Write a product in integers. Products that share an input share its quantization (`rows`)."""
-    activation, weight = node.input[0], graph.constants[node.input[1]]
+    activation, name, output = node.input[0], node.input[1], node.output[0]
+    weight = graph.constants[name]
+    if attribute(node, "transB", 0):
+        weight, name = weight.T, f"{name}_transposed"
     nodes: list[onnx.NodeProto] = []
     if activation not in rows:
-        nodes, rows[activation] = _row_scales(graph, activation)
+        nodes, rows[activation] = _row_scales(graph, activation, len(weight))
     quantized, row_scale = rows[activation]
-    int8, column_scale = quantize_columns(weight.T if attribute(node, "transB", 0) else weight)
-    name, output = node.input[1], node.output[0]
+    int8, column_scale = quantize_columns(weight)
     integer_inputs = [
         quantized,
-        graph.constant(f"{name}_int8", np.ascontiguousarray(int8)),
+        graph.constant(f"{name}_columns_int8", np.ascontiguousarray(int8)),
         graph.constant("one", scalar(1)),
-        graph.constant(f"{name}_scale", column_scale),
+        graph.constant(f"{name}_columns_scale", column_scale),
         graph.constant("centre", scalar(128, np.uint8)),
         graph.constant("zero", scalar(0, np.int8)),
     ]
     product, scaled = f"{output}_product", f"{output}_scaled"
     nodes.append(helper.make_node("MatMulIntegerToFloat", integer_inputs, [product], domain=CONTRIB))
-    if node.op_type == "Gemm":
+    if len(node.input) > 2 and node.input[2]:
         nodes.append(helper.make_node("Mul", [product, row_scale], [scaled]))
         nodes.append(helper.make_node("Add", [scaled, node.input[2]], [output]))
     else:
@@ -179,10 +183,10 @@ def _lookup(graph: Graph, node: onnx.NodeProto) -> list[onnx.NodeProto]:
     """Look rows up in 8 bits, then scale them back."""
     (table, index), output = node.input, node.output[0]
     int8, scale = quantize_rows(graph.constants[table])
-    narrow, wide, factor = f"{output}_int8", f"{output}_wide", f"{output}_factor"
+    narrow, wide, factor = f"{output}_narrow", f"{output}_wide", f"{output}_factor"
     return [
-        helper.make_node("Gather", [graph.constant(f"{table}_int8", int8), index], [narrow]),
-        helper.make_node("Gather", [graph.constant(f"{table}_scale", scale), index], [factor]),
+        helper.make_node("Gather", [graph.constant(f"{table}_rows_int8", int8), index], [narrow]),
+        helper.make_node("Gather", [graph.constant(f"{table}_rows_scale", scale), index], [factor]),
         helper.make_node("Cast", [narrow], [wide], to=TensorProto.FLOAT),
         helper.make_node("Mul", [wide, factor], [output]),
     ]

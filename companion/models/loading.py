@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -140,7 +141,7 @@ def load(
     with _quiet(), torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         try:
-            config = AutoConfig.from_pretrained(source)
+            config = AutoConfig.from_pretrained(source, trust_remote_code=False)
             _set_task(config, labels, regression, source)
             model, info = AutoModelForSequenceClassification.from_pretrained(
                 source, config=config, dtype=torch.float32, output_loading_info=True
@@ -155,6 +156,9 @@ def load(
     if not tokenizer.is_fast:
         raise ValueError(f"{source} has no fast tokenizer (tokenizer.json), which the ONNX folder needs")
     tokenizer.model_max_length = min(tokenizer.model_max_length, _positions(config))
+    # A tokenizer trained by hand makes token_type_ids for every model; DistilBERT does not take them.
+    takes = inspect.signature(model.forward).parameters
+    tokenizer.model_input_names = [name for name in tokenizer.model_input_names if name in takes]
     weights = Path(source) / "model.safetensors"
     return Classifier(
         model=model.eval(),
@@ -185,6 +189,12 @@ def _set_task(config: PreTrainedConfig, labels: Sequence[str], regression: bool,
     architectures = config.architectures or []
     trained = any("ForSequenceClassification" in name for name in architectures)
     own = _label_names(config)
+    if trained and config.problem_type == "multi_label_classification":
+        raise ValueError(
+            f"{source} scores each of its labels on its own, expected a classifier with one label a text"
+        )
+    if trained and len(own) == 1 and config.problem_type is None:
+        config.problem_type = "regression"  # what transformers takes one output for
     if trained and labels and own != tuple(labels):
         raise ValueError(
             f"{source} was trained for the labels {', '.join(own)}; the task has {', '.join(labels)}. "
@@ -215,7 +225,8 @@ def _checked(folder: Path) -> Path:
             "config.json, model.safetensors, tokenizer.json."
         )
     try:
-        if "model_type" not in json.loads(config.read_text(encoding="utf-8")):
+        found = json.loads(config.read_text(encoding="utf-8"))
+        if not isinstance(found, dict) or "model_type" not in found:
             raise ValueError(f"{config} names no model_type: not the configuration of a transformers model")
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise ValueError(f"{config} is not valid JSON ({error}). Save the model again.") from None

@@ -7,7 +7,7 @@ import time
 from collections.abc import Sequence
 
 import torch
-from tqdm.auto import tqdm
+from tqdm import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from companion.data import Example, Task, batches, labels_of, score
@@ -68,6 +68,7 @@ def fit(
     device = choose_device()
     dtype = choose_dtype(config.precision, device)
     regression = model.config.problem_type == "regression"
+    max_length = min(config.max_length, int(tokenizer.model_max_length))
     total_steps = config.epochs * math.ceil(len(train) / config.batch_size)
     optimizer = torch.optim.AdamW(
         parameter_groups(model, config.weight_decay),
@@ -89,11 +90,13 @@ def fit(
                 train,
                 tokenizer,
                 batch_size=config.batch_size,
-                max_length=config.max_length,
+                max_length=max_length,
                 shuffle=True,
                 seed=config.seed,
                 epoch=epoch,
                 workers=config.workers,
+                # bf16 kernels are compiled per shape, so few shapes pay; float32 kernels are not.
+                multiple_of=math.gcd(8, max_length) if dtype == torch.bfloat16 else 1,
                 regression=regression,
             ):
                 inputs = {name: tensor.to(device) for name, tensor in batch.items() if name != "index"}
@@ -102,28 +105,29 @@ def fit(
                     loss = model(**inputs).loss
                 loss.backward()
                 grad_norm = torch.nn.utils.clip_grad_norm_(model.parameters(), config.max_grad_norm)
+                done = len(steps) + 1
+                if not math.isfinite(loss.item()) or not math.isfinite(grad_norm.item()):
+                    optimizer.zero_grad(set_to_none=True)  # this step is not taken: the weights stay finite
+                    torch.nn.Module.to(model, "cpu").eval()
+                    raise ValueError(
+                        f"step {done}: the loss is {loss.item()}, the gradient norm {grad_norm.item()}. "
+                        f"Training diverged; lower the learning rate (now {config.learning_rate:g})."
+                    )
                 optimizer.step()
                 schedule.step()
                 optimizer.zero_grad(set_to_none=True)
 
-                done = len(steps) + 1
                 examples = min(done * config.batch_size, (epoch + 1) * len(train))
                 seconds = time.perf_counter() - start - evaluating
                 record = StepRecord(
                     done, loss.item(), float(learning_rate), grad_norm.item(), examples / seconds
                 )
-                if not math.isfinite(record.loss) or not math.isfinite(record.grad_norm):
-                    torch.nn.Module.to(model, "cpu").eval()
-                    raise ValueError(
-                        f"step {done}: the loss is {record.loss}, the gradient norm {record.grad_norm}. "
-                        f"Training diverged; lower the learning rate (now {config.learning_rate:g})."
-                    )
                 steps.append(record)
                 bar.update()
                 bar.set_postfix(loss=f"{record.loss:.3f}", refresh=False)
             if dev is not None and task is not None:
                 before = time.perf_counter()
-                logits = predict_logits(model, tokenizer, dev, max_length=config.max_length)
+                logits = predict_logits(model, tokenizer, dev, max_length=max_length)
                 metrics = score(task, labels_of(dev), logits)
                 evaluations.append(Evaluation(epoch + 1, len(steps), metrics))
                 evaluating += time.perf_counter() - before
@@ -201,7 +205,7 @@ def _check(
                 raise ValueError(f"{name} example {index} has no label")
             if regression and not math.isfinite(label):
                 raise ValueError(f"{name} example {index} has the target {label}, expected a finite number")
-            if not regression and not (label == int(label) and 0 <= label < num_labels):
+            if not regression and label not in range(num_labels):
                 raise ValueError(
                     f"{name} example {index} has label {label}, but the model has {num_labels} labels: "
                     f"expected 0 to {num_labels - 1}"

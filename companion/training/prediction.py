@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -47,7 +48,13 @@ def predict_logits(
     model.eval()
     unlabelled = [example._replace(label=None) for example in examples]
     with torch.inference_mode():
-        for batch in batches(unlabelled, tokenizer, batch_size=batch_size, max_length=max_length):
+        for batch in batches(
+            unlabelled,
+            tokenizer,
+            batch_size=batch_size,
+            max_length=max_length,
+            multiple_of=math.gcd(8, max_length),  # padding must not reach beyond the position table
+        ):
             index = batch.pop("index").numpy()
             inputs = {name: tensor.to(model.device) for name, tensor in batch.items()}
             logits[index] = model(**inputs).logits.float().cpu().numpy()
