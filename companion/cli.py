@@ -175,9 +175,11 @@ def evaluate(
 
     predictor = load_predictor(folder, threads=threads)
     source = _Source(task, data, text_column, label_column, pair_column)
-    loaded, name, examples = source.labelled(split, predictor.labels)
+    labels = () if predictor.is_regression else predictor.labels
+    loaded, name, examples = source.labelled(split, labels)
+    unnamed = tuple(f"LABEL_{index}" for index in range(loaded.num_labels))  # what transformers calls them
     if loaded.is_regression != predictor.is_regression or (
-        not loaded.is_regression and loaded.labels != predictor.labels
+        not loaded.is_regression and predictor.labels not in (loaded.labels, unnamed)
     ):
         raise ValueError(
             f"{folder} predicts {', '.join(predictor.labels)}; {loaded.name} has "
@@ -336,6 +338,12 @@ class _Source:
 
         if self.task is None:
             file, text, label, pair = self._columns()
+            if split:
+                raise ValueError(f"--split is {split!r}, but a file has no splits: leave it out")
+            if not labels:
+                raise ValueError(
+                    "the model predicts a number; score it with a --task that has numbers, such as stsb"
+                )
             read = load_file(file, text_column=text, label_column=label, pair_column=pair, labels=labels)
             return Task(file.stem, "accuracy", labels, pair is not None, str(file)), "all", read.examples
         data = load(self.task, data_dir=self.data)

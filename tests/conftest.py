@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+import random
 from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -62,3 +64,109 @@ def glue_dir() -> Path:
     reason = missing_part("glue")
     assert reason is None, reason
     return Path(os.environ["COMPANION_DATA_DIR"])
+
+
+# --- a model of a few thousand parameters, trained in seconds: no weights from outside
+
+
+@pytest.fixture(scope="session")
+def toy() -> list[Any]:
+    """Return 320 labelled texts of very different lengths; one adjective decides each."""
+    from companion.data import Example
+
+    adjectives = (("terrible", "awful", "dull", "horrible"), ("wonderful", "superb", "lovely", "splendid"))
+    nouns = ("film", "novel", "hotel", "concert", "restaurant", "play", "museum", "trip")
+    asides = (
+        "we went there in spring",
+        "it was raining that day",
+        "my cousin came along",
+        "the tickets were cheap",
+    )
+    rng = random.Random(0)
+    return [
+        Example(
+            f"The {rng.choice(nouns)} was {rng.choice(adjectives[label])}"
+            + "".join(f", {rng.choice(asides)}" for _ in range(rng.choice((0, 0, 1, 3, 9))))
+            + ".",
+            label,
+        )
+        for label in (0, 1) * 160
+    ]
+
+
+@pytest.fixture(scope="session")
+def encoder_folder(home: Path) -> Path:
+    """Return a BERT of 2 layers and 32 dimensions without a head, with a tokenizer for our reviews."""
+    from companion.artifacts import make
+
+    return make("test-encoder", _write_encoder, version=1, inputs={}, home=home) / "model"
+
+
+@pytest.fixture(scope="session")
+def model_folder(home: Path, encoder_folder: Path, toy: list[Any]) -> Path:
+    """Return that encoder fine-tuned on `toy`, in Hugging Face layout."""
+    from companion.artifacts import make
+
+    def build(folder: Path) -> None:
+        from companion import models, training
+
+        classifier = models.load(encoder_folder, labels=("negative", "positive"))
+        config = training.TrainingConfig(
+            epochs=6, batch_size=16, learning_rate=3e-3, max_length=48, precision="fp32"
+        )
+        training.fit(classifier.model, classifier.tokenizer, toy, config=config)
+        training.save(classifier.model, classifier.tokenizer, folder / "model", max_length=48)
+
+    return make("test-model", build, version=1, inputs={"toy": list(map(list, toy))}, home=home) / "model"
+
+
+def _exported(home: Path, source: Path, precision: Any) -> Path:
+    from companion.artifacts import make
+
+    def build(folder: Path) -> None:
+        from companion.inference import export
+
+        export(source, folder / "onnx", precision=precision)
+
+    return make("test-onnx", build, version=1, inputs={"precision": precision}, home=home) / "onnx"
+
+
+@pytest.fixture(scope="session")
+def onnx_folder(home: Path, model_folder: Path) -> Path:
+    """Return `model_folder` exported as INT8."""
+    return _exported(home, model_folder, "int8")
+
+
+@pytest.fixture(scope="session")
+def fp32_folder(home: Path, model_folder: Path) -> Path:
+    """Return `model_folder` exported as FP32."""
+    return _exported(home, model_folder, "fp32")
+
+
+def _write_encoder(folder: Path) -> None:
+    import torch
+    from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers
+    from transformers import BertConfig, BertModel, BertTokenizerFast
+
+    from companion.data import load
+
+    pieces = Tokenizer(models.WordPiece(unk_token="[UNK]"))
+    pieces.normalizer = normalizers.BertNormalizer()
+    pieces.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+    trainer = trainers.WordPieceTrainer(vocab_size=800, special_tokens=special, show_progress=False)
+    pieces.train_from_iterator((example.text for example in load("sentiment").train[:2000]), trainer)
+    tokenizer = BertTokenizerFast(vocab=pieces.get_vocab(), model_max_length=64)
+    config = BertConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        intermediate_size=64,
+        max_position_embeddings=64,
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model = BertModel(config)
+    model.save_pretrained(folder / "model")
+    tokenizer.save_pretrained(folder / "model")

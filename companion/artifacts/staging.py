@@ -7,7 +7,7 @@ import os
 import shutil
 import uuid
 from collections.abc import Container, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 __all__ = ["FULL", "RIGHTS", "flush", "put_in_place", "readable", "remove", "staged_file", "staged_folder"]
@@ -51,7 +51,8 @@ def staged_folder(folder: Path, *, marker: str) -> Iterator[Path]:
         )
     name = f".{folder.name}.{uuid.uuid4().hex[:8]}"
     staging, replaced = folder.with_name(f"{name}.building"), folder.with_name(f"{name}.replaced")
-    with readable(f"{folder} cannot be written", "give another folder", RIGHTS | FULL):
+    missing = [parent for parent in folder.parents if not parent.exists()]
+    with readable(f"{folder} cannot be written", "give another folder", RIGHTS | FULL | {errno.ENOENT}):
         staging.mkdir(parents=True)
     try:
         with readable(f"{folder} cannot be written", "free some space, or give another folder", FULL):
@@ -59,6 +60,9 @@ def staged_folder(folder: Path, *, marker: str) -> Iterator[Path]:
             put_in_place(staging, folder, replaced)
     finally:
         remove(staging, replaced)
+        for parent in missing:  # deepest first
+            with suppress(OSError):  # it holds the result, or somebody else's
+                parent.rmdir()
 
 
 @contextmanager

@@ -105,18 +105,12 @@ def fit(
                     loss = model(**inputs).loss
                 loss.backward()
                 grad_norm = torch.nn.utils.clip_grad_norm_(model.parameters(), config.max_grad_norm)
-                done = len(steps) + 1
-                if not math.isfinite(loss.item()) or not math.isfinite(grad_norm.item()):
-                    optimizer.zero_grad(set_to_none=True)  # this step is not taken: the weights stay finite
-                    torch.nn.Module.to(model, "cpu").eval()
-                    raise ValueError(
-                        f"step {done}: the loss is {loss.item()}, the gradient norm {grad_norm.item()}. "
-                        f"Training diverged; lower the learning rate (now {config.learning_rate:g})."
-                    )
+                _stop_if_diverged(model, optimizer, len(steps) + 1, loss, grad_norm)
                 optimizer.step()
                 schedule.step()
                 optimizer.zero_grad(set_to_none=True)
 
+                done = len(steps) + 1
                 examples = min(done * config.batch_size, (epoch + 1) * len(train))
                 seconds = time.perf_counter() - start - evaluating
                 record = StepRecord(
@@ -186,6 +180,25 @@ def linear_schedule(
         return max(0.0, (total_steps - step) / max(1, total_steps - warmup))
 
     return torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
+
+
+def _stop_if_diverged(
+    model: PreTrainedModel,
+    optimizer: torch.optim.Optimizer,
+    step: int,
+    loss: torch.Tensor,
+    grad_norm: torch.Tensor,
+) -> None:
+    """Raise before a step that would put NaN into the weights."""
+    if math.isfinite(loss.item()) and math.isfinite(grad_norm.item()):
+        return
+    learning_rate = optimizer.param_groups[0]["initial_lr"]
+    optimizer.zero_grad(set_to_none=True)
+    torch.nn.Module.to(model, "cpu").eval()
+    raise ValueError(
+        f"step {step}: the loss is {loss.item()}, the gradient norm {grad_norm.item()}. "
+        f"Training diverged; lower the learning rate (now {learning_rate:g})."
+    )
 
 
 def _check(

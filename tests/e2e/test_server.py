@@ -18,8 +18,6 @@ import httpx
 import numpy as np
 import pytest
 
-pytestmark = pytest.mark.weights
-
 COMMAND = [
     sys.executable,
     "-X",
