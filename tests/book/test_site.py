@@ -197,6 +197,8 @@ def test_every_page_fits_and_loads_nothing_from_elsewhere(
     context = browser.new_context()
     for path in pages:
         name = path.relative_to(site.resolve()).as_posix()
+        if 'http-equiv="refresh"' in path.read_text(encoding="utf-8").lower():
+            continue  # it leaves for the landing page at once
         page, wrong = open_page(context, urljoin(address, name))
         for mode in ("light", "dark"):
             page.evaluate(f"document.documentElement.dataset.theme = '{mode}'")
