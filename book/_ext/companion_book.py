@@ -12,13 +12,14 @@ import os
 from pathlib import Path
 from typing import Any
 
+from sphinx.application import Sphinx
+from sphinx.config import Config
+from sphinx.domains.python import PyObject
+
 import cache_key
 import claims_page
 import mathml
 import reference
-from sphinx.application import Sphinx
-from sphinx.config import Config
-from sphinx.domains.python import PyObject
 
 
 def _root(app: Sphinx) -> Path:

@@ -9,9 +9,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from companion.data.files import FileData, load_file, stream_file
+from companion.data.loading import load
 from companion.data.metrics import score
 from companion.data.splitting import split_file
-from companion.data.tasks import TASKS, Example, Task, TaskData, labels_of, load
+from companion.data.tasks import TASKS, Example, Task, TaskData, labels_of
 
 if TYPE_CHECKING:
     from companion.data.batching import Batches, StreamedBatches, batches
