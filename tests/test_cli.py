@@ -94,7 +94,8 @@ def test_mistakes_in_the_arguments(refused, csv, tmp_path):
     assert "no artifact is named 'nothing'" in refused("artifacts", "clear", "nothing")
 
 
-def test_data_that_is_not_there(refused, csv, model_folder, tmp_path):
+def test_data_that_is_not_there(refused, csv, model_folder, tmp_path, monkeypatch):
+    monkeypatch.delenv("COMPANION_DATA_DIR", raising=False)
     out = tmp_path / "out"
     assert "unknown task 'sst3'; known tasks: sentiment" in refused("train", "--out", out, "--task", "sst3")
     assert "unknown task 'sst3'" in refused("evaluate", model_folder, "--task", "sst3")
