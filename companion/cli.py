@@ -217,9 +217,8 @@ def export(
 
     from companion.artifacts import staged_folder
 
-    with staged_folder(
-        out, marker="manifest.json"
-    ) as staging:  # complains about OUT before the heavy imports
+    # Entered before the heavy imports: a mistake in OUT is told at once.
+    with staged_folder(out, marker="manifest.json") as staging:
         from companion import inference
 
         manifest = inference.export(folder, staging, precision="int8" if precision == "int8" else "fp32")

@@ -16,6 +16,7 @@ from companion.inference.comparison import compare
 from companion.inference.graph import Graph
 from companion.inference.manifest import MANIFEST, MODEL, Manifest, read_manifest, write_manifest
 from companion.inference.predictor import OnnxPredictor
+from companion.inference.quantization import OPSET
 
 __all__ = ["standard_int8"]
 
@@ -47,7 +48,7 @@ def standard_int8(fp32: Path, out: Path) -> Manifest:
         shutil.copytree(fp32, staging, dirs_exist_ok=True)
         with tempfile.TemporaryDirectory() as work:
             plain = Path(work) / MODEL
-            onnx.save(Graph(onnx.load(str(fp32 / MODEL))).to_model(opset=21), str(plain))
+            onnx.save(Graph(onnx.load(str(fp32 / MODEL))).to_model(opset=OPSET), str(plain))
             root = logging.getLogger()
             level = root.level
             root.setLevel(logging.ERROR)  # it advises a step that this graph does not need

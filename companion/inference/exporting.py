@@ -7,6 +7,7 @@ import io
 import logging
 import warnings
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -15,8 +16,7 @@ import torch
 from transformers import PreTrainedModel
 
 import companion
-from companion.artifacts import digest
-from companion.artifacts.staging import staged_folder
+from companion.artifacts import digest, staged_folder
 from companion.inference.comparison import compare
 from companion.inference.fusion import fuse_attention, keep_first_token
 from companion.inference.graph import Graph
@@ -84,7 +84,7 @@ def export(source: Path | str, out: Path, *, precision: Precision = "int8") -> M
             companion=companion.__version__,
         )
         write_manifest(manifest, staging)
-        manifest = Manifest(**{**vars(manifest), "check": compare(reference, OnnxPredictor(staging))})
+        manifest = replace(manifest, check=compare(reference, OnnxPredictor(staging)))
         write_manifest(manifest, staging)
     return manifest
 

@@ -110,6 +110,19 @@ def test_one_run_at_a_time_and_the_event_loop_stays_free(serving, model):
     assert sorted(texts) == sorted(f"text {n}" for n in range(12)), "each exactly once"
 
 
+def test_what_waits_is_served_in_the_order_of_arrival(serving, model):
+    client = serving()
+    service = client.app.state.service
+    model.gate.clear()
+    # Tasks of one loop arrive in the order they are started; requests of a client need not.
+    waiting = [client.portal.start_task_soon(service.answer, f"text {n}", None) for n in range(12)]
+    model.gate.set()
+    for future in waiting:
+        future.result(30)
+    texts = [text for text, _ in model.seen if text.startswith("text ")]
+    assert texts == [f"text {n}" for n in range(12)], "first come, first served"
+
+
 def test_every_answer_belongs_to_its_request(client, model):
     waiting = {n: client.start("POST", "/predict", json={"text": "x" * n}) for n in range(1, 40)}
     for n, future in waiting.items():
