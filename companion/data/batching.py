@@ -1,4 +1,4 @@
-"""Padded batches of token ids: the one module of `companion.data` that imports torch."""
+"""Batches of token ids: which examples share one, and in which order they come."""
 
 from __future__ import annotations
 
@@ -6,11 +6,12 @@ import random
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
-from typing import TYPE_CHECKING, Any, overload
+from typing import TYPE_CHECKING, overload
 
 import torch
 from torch.utils.data import DataLoader, Dataset
 
+from companion.data.encoding import Batch, Encoded, Encoder
 from companion.data.tasks import Example
 
 if TYPE_CHECKING:
@@ -18,9 +19,7 @@ if TYPE_CHECKING:
 
 __all__ = ["WINDOW_BATCHES", "Batch", "Batches", "StreamedBatches", "batches"]
 
-Batch = dict[str, torch.Tensor]
-
-WINDOW_BATCHES = 50
+WINDOW_BATCHES = 100
 """Batches in a window: examples are sorted by length inside a window, so lengths stay mixed over time."""
 
 
@@ -116,98 +115,11 @@ def batches(
     ):
         if value < least:
             raise ValueError(f"{name} is {value}, expected at least {least}")
-    encoder = _Encoder.of(tokenizer, max_length=max_length, multiple_of=multiple_of, regression=regression)
+    encoder = Encoder.of(tokenizer, max_length=max_length, multiple_of=multiple_of, regression=regression)
     order = _Order(batch_size, shuffle=shuffle, bucket=bucket, seed=seed, epoch=epoch)
     if isinstance(examples, Sequence):
         return Batches(encoder.encode(examples, 0), encoder, order, workers)
     return StreamedBatches(examples, encoder, order)
-
-
-@dataclass(frozen=True)
-class _Encoded:
-    """One tokenized example."""
-
-    index: int
-    input_ids: list[int]
-    token_type_ids: list[int] | None
-    label: int | float | None
-
-
-@dataclass(frozen=True)
-class _Encoder:
-    """Text to ids, and ids to a padded batch."""
-
-    tokenizer: PreTrainedTokenizerBase
-    pad_id: int
-    pad_left: bool
-    max_length: int
-    multiple_of: int
-    regression: bool
-
-    @classmethod
-    def of(cls, tokenizer: PreTrainedTokenizerBase, **options: Any) -> _Encoder:
-        pad_id = tokenizer.pad_token_id
-        if not isinstance(pad_id, int):
-            raise ValueError(
-                f"{type(tokenizer).__name__} has no padding token; set one first, for example "
-                "`tokenizer.pad_token = tokenizer.eos_token`"
-            )
-        return cls(tokenizer, pad_id, tokenizer.padding_side == "left", **options)
-
-    def encode(self, examples: Sequence[Example], first: int) -> list[_Encoded]:
-        """Tokenize `examples`, whose positions start at `first`."""
-        if not examples:
-            return []
-        paired = examples[0].pair is not None
-        labelled = examples[0].label is not None
-        for index, example in enumerate(examples, start=first):
-            self._check(example, index, paired=paired, labelled=labelled)
-        special = self.tokenizer.num_special_tokens_to_add(pair=paired)
-        if self.max_length <= special + paired:
-            raise ValueError(f"max_length is {self.max_length}, but {special} special tokens alone must fit")
-        texts = [example.text for example in examples]
-        pairs = [example.pair or "" for example in examples] if paired else None
-        encoding = self.tokenizer(texts, pairs, truncation=True, max_length=self.max_length)
-        types = encoding.get("token_type_ids") if paired else None
-        return [
-            _Encoded(index, ids, types[index - first] if types is not None else None, example.label)
-            for index, ids, example in zip(
-                range(first, first + len(examples)), encoding["input_ids"], examples, strict=True
-            )
-        ]
-
-    def _check(self, example: Example, index: int, *, paired: bool, labelled: bool) -> None:
-        if (example.pair is not None) != paired:
-            raise ValueError(f"example {index}: only some have a second text; give all of them one, or none")
-        if (example.label is not None) != labelled:
-            raise ValueError(f"example {index}: only some have a label; give all of them one, or none")
-        if labelled and not self.regression and not isinstance(example.label, int):
-            raise ValueError(
-                f"example {index}: label {example.label!r} is not a class index; for a numeric target pass "
-                "`regression=True`"
-            )
-
-    def collate(self, rows: Sequence[_Encoded]) -> Batch:
-        """Pad `rows` to one width."""
-        longest = max(len(row.input_ids) for row in rows)
-        width = max(-(-longest // self.multiple_of) * self.multiple_of, self.multiple_of)
-        input_ids = torch.full((len(rows), width), self.pad_id, dtype=torch.int64)
-        attention_mask = torch.zeros((len(rows), width), dtype=torch.int64)
-        batch: Batch = {"input_ids": input_ids, "attention_mask": attention_mask}
-        if rows[0].token_type_ids is not None:
-            batch["token_type_ids"] = torch.zeros((len(rows), width), dtype=torch.int64)
-        for position, row in enumerate(rows):
-            length = len(row.input_ids)
-            place = slice(width - length, width) if self.pad_left else slice(0, length)
-            input_ids[position, place] = torch.tensor(row.input_ids, dtype=torch.int64)
-            attention_mask[position, place] = 1
-            if row.token_type_ids is not None:
-                batch["token_type_ids"][position, place] = torch.tensor(row.token_type_ids, dtype=torch.int64)
-        if rows[0].label is not None:
-            kind = torch.float32 if self.regression else torch.int64
-            batch["labels"] = torch.tensor([row.label for row in rows], dtype=kind)
-        batch["index"] = torch.tensor([row.index for row in rows], dtype=torch.int64)
-        return batch
 
 
 @dataclass(frozen=True)
@@ -263,16 +175,16 @@ class _Order:
         return [list(positions[start : start + self.batch_size]) for start in starts]
 
 
-class _Rows(Dataset[_Encoded]):
+class _Rows(Dataset[Encoded]):
     """Tokenized examples as torch's DataLoader wants them."""
 
-    def __init__(self, rows: Sequence[_Encoded]) -> None:
+    def __init__(self, rows: Sequence[Encoded]) -> None:
         self._rows = rows
 
     def __len__(self) -> int:
         return len(self._rows)
 
-    def __getitem__(self, position: int) -> _Encoded:
+    def __getitem__(self, position: int) -> Encoded:
         return self._rows[position]
 
 
@@ -282,16 +194,19 @@ class Batches:
     Made by `batches`.
     """
 
-    def __init__(self, rows: Sequence[_Encoded], encoder: _Encoder, order: _Order, workers: int) -> None:
+    def __init__(
+        self, rows: Sequence[Encoded], encoder: Encoder, order: _Order, workers: int, first: int = 0
+    ) -> None:
         self._rows, self._encoder, self._order, self._workers = rows, encoder, order, workers
+        self._first = first
 
     def __len__(self) -> int:
-        """Return the number of batches."""
+        """Return the number of batches of a whole epoch."""
         return -(-len(self._rows) // self._order.batch_size)
 
     def __iter__(self) -> Iterator[Batch]:
         """Yield the batches."""
-        plan = self._order.plan([len(row.input_ids) for row in self._rows])
+        plan = self._order.plan([len(row.input_ids) for row in self._rows])[self._first :]
         loader: DataLoader[Batch] = DataLoader(
             _Rows(self._rows),  # type: ignore[arg-type]
             batch_sampler=plan,
@@ -302,9 +217,17 @@ class Batches:
         )
         return iter(loader)
 
-    def at_epoch(self, epoch: int) -> Batches:
-        """Return the same examples in the order of another epoch, without tokenizing again."""
-        return Batches(self._rows, self._encoder, replace(self._order, epoch=epoch), self._workers)
+    def at(self, epoch: int, first: int = 0) -> Batches:
+        """Return the same examples in the order of an epoch, from one of its batches on.
+
+        Nothing is tokenized again, and the batches before `first` are not made.
+        """
+        return Batches(self._rows, self._encoder, replace(self._order, epoch=epoch), self._workers, first)
+
+    def token_ids(self) -> torch.Tensor:
+        """Return the token ids that occur, padding included: sorted, int64 (ids,)."""
+        used = {self._encoder.pad_id}.union(*(row.input_ids for row in self._rows))
+        return torch.tensor(sorted(used))
 
 
 class StreamedBatches:
@@ -313,23 +236,30 @@ class StreamedBatches:
     Made by `batches`. A stream that can be read only once (a generator) can be iterated only once.
     """
 
-    def __init__(self, examples: Iterable[Example], encoder: _Encoder, order: _Order) -> None:
+    def __init__(self, examples: Iterable[Example], encoder: Encoder, order: _Order) -> None:
         self._examples, self._encoder, self._order = examples, encoder, order
         self._read = False
 
     def __iter__(self) -> Iterator[Batch]:
         """Yield the batches; a stream that can be read only once raises ValueError the second time."""
+        return self.at(self._order.epoch)
+
+    def at(self, epoch: int, first: int = 0) -> Iterator[Batch]:
+        """Read the stream in the order of an epoch, and skip its first batches.
+
+        Those are read and tokenized too: a stream has no index.
+        """
         stream = iter(self._examples)
         if stream is self._examples and self._read:
             raise ValueError("this stream has been read already; open it again and make new batches of it")
         self._read = True
-        return self._windows(stream)
+        return islice(self._windows(stream, replace(self._order, epoch=epoch)), first, None)
 
-    def _windows(self, stream: Iterator[Example]) -> Iterator[Batch]:
-        rng = self._order.generator()
+    def _windows(self, stream: Iterator[Example], order: _Order) -> Iterator[Batch]:
+        rng = order.generator()
         first = 0
-        while window := list(islice(stream, self._order.window)):
+        while window := list(islice(stream, order.window)):
             rows = self._encoder.encode(window, first)
             first += len(window)
-            for positions in self._order.plan_window([len(row.input_ids) for row in rows], rng):
+            for positions in order.plan_window([len(row.input_ids) for row in rows], rng):
                 yield self._encoder.collate([rows[position] for position in positions])

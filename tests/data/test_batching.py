@@ -90,7 +90,7 @@ def test_order_is_a_function_of_seed_and_epoch() -> None:
     orders = [order(seed=seed, epoch=epoch) for seed in (0, 1) for epoch in (0, 1)]
     assert len({tuple(found) for found in orders}) == 4
     loader = batches(examples, TOKENIZER, batch_size=8, shuffle=True, seed=1)
-    assert dump(loader.at_epoch(2)) == dump(
+    assert dump(loader.at(2)) == dump(
         batches(examples, TOKENIZER, batch_size=8, shuffle=True, seed=1, epoch=2)
     )
     assert dump(loader) == dump(loader)
