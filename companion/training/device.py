@@ -58,14 +58,20 @@ def choose_dtype(precision: Precision, device: torch.device) -> torch.dtype:
 
     Parameters
     ----------
-    precision : {"auto", "fp32", "bf16"}
+    precision : {"auto", "fp32", "bf16", "fp16"}
     device : torch.device
 
     Returns
     -------
     torch.dtype
-        ``torch.bfloat16`` or ``torch.float32``.
+
+    Raises
+    ------
+    ValueError
+        When fp16 is asked for where its gradients cannot be scaled.
     """
     if precision == "auto":
         return torch.bfloat16 if computes_bf16(device) else torch.float32
-    return torch.bfloat16 if precision == "bf16" else torch.float32
+    if precision == "fp16" and device.type != "cuda":
+        raise ValueError(f"precision is 'fp16', but the device is {device.type}: expected CUDA; use 'auto'")
+    return {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[precision]

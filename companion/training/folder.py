@@ -9,12 +9,18 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging as hf_logging
 
 from companion.artifacts import staged_folder
+from companion.training.sharing import TrainingReport, write_report
 
 __all__ = ["save"]
 
 
 def save(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path, *, max_length: int | None = None
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    folder: Path,
+    *,
+    max_length: int | None = None,
+    report: TrainingReport | None = None,
 ) -> Path:
     """Save a model and its tokenizer in plain Hugging Face layout.
 
@@ -30,6 +36,8 @@ def save(
     max_length : int, optional
         The length in tokens that the model was trained with. It goes into the tokenizer's configuration, so
         that texts are cut in serving exactly as they were in training.
+    report : TrainingReport, optional
+        What to write into ``training.json``: how the model was made.
 
     Returns
     -------
@@ -50,6 +58,8 @@ def save(
         with staged_folder(folder, marker="config.json") as staging:
             model.save_pretrained(staging)
             tokenizer.save_pretrained(staging)
+            if report is not None:
+                write_report(report, staging)
     finally:
         if bars:
             hf_logging.enable_progress_bar()

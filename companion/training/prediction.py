@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -53,7 +52,6 @@ def predict_logits(
             tokenizer,
             batch_size=batch_size,
             max_length=max_length,
-            multiple_of=math.gcd(8, max_length),  # padding must not reach beyond the position table
         ):
             index = batch.pop("index").numpy()
             inputs = {name: tensor.to(model.device) for name, tensor in batch.items()}

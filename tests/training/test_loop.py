@@ -11,7 +11,7 @@ import torch
 from companion.data import Example, Task
 from companion.models import load
 from companion.training import TrainingConfig, fit, predict_logits
-from companion.training.loop import linear_schedule, parameter_groups
+from companion.training.optimization import make_schedule, parameter_groups
 
 LABELS = ("negative", "positive")
 TASK = Task("toy", "accuracy", LABELS, False, "one adjective decides")
@@ -91,7 +91,7 @@ def test_steps_are_taken_with_the_scheduled_rates(classifier, toy):
         classifier.model,
         classifier.tokenizer,
         toy[:320],
-        config=config(learning_rate=1e-3, warmup_share=0.2, epochs=2, batch_size=32),
+        config=config(learning_rate=1e-3, warmup=0.2, epochs=2, batch_size=32),
     )
     rates = [step.learning_rate for step in run.steps]
     assert rates[:4] == pytest.approx([0.25e-3, 0.5e-3, 0.75e-3, 1e-3])
@@ -102,7 +102,7 @@ def test_steps_are_taken_with_the_scheduled_rates(classifier, toy):
 def test_schedule_rises_to_its_peak_and_ends_at_zero(total, share):
     parameter = torch.nn.Parameter(torch.zeros(1))
     optimizer = torch.optim.AdamW([parameter], lr=2.0)
-    schedule = linear_schedule(optimizer, total, share)
+    schedule = make_schedule(optimizer, TrainingConfig(warmup=share), total)
     rates = []
     for _ in range(total):
         rates.append(schedule.get_last_lr()[0])
@@ -176,7 +176,7 @@ def test_a_loss_that_is_not_finite_ends_it_with_the_step(classifier, toy, monkey
     def breaks(self, *arguments, **keywords):
         output = forward(self, *arguments, **keywords)
         if self.training and next(steps) == 2:
-            output.loss = output.loss * float("nan")
+            output.logits = output.logits * float("nan")
         return output
 
     monkeypatch.setattr(type(classifier.model), "forward", breaks)
@@ -218,7 +218,9 @@ def test_development_examples_are_checked_before_the_first_step(classifier, toy)
     with pytest.raises(ValueError, match="development example 1 has label 5"):
         fit(classifier.model, classifier.tokenizer, toy[:8], dev=[toy[0], Example("b", 5)], task=TASK)
     with pytest.raises(ValueError, match="dev and task go together"):
-        fit(classifier.model, classifier.tokenizer, toy[:8], dev=toy[:2])
+        fit(classifier.model, classifier.tokenizer, toy[:8], task=TASK)
+    with pytest.raises(ValueError, match="no development examples"):
+        fit(classifier.model, classifier.tokenizer, toy[:8], dev=[], task=TASK)
 
 
 def test_regression_learns_a_number(encoder_folder, toy):
@@ -252,14 +254,22 @@ def test_regression_learns_a_number(encoder_folder, toy):
         ("max_grad_norm", 0.0),
         ("weight_decay", -0.1),
         ("weight_decay", float("nan")),
-        ("warmup_share", 1.0),
-        ("warmup_share", -0.1),
-        ("warmup_share", float("nan")),
-        ("precision", "fp16"),
+        ("warmup", 1.0),
+        ("warmup", -0.1),
+        ("warmup", float("nan")),
+        ("warmup", -1),
+        ("precision", "fp8"),
+        ("schedule", "cosin"),
+        ("optimizer", "sgd"),
+        ("micro_batch_size", 0),
+        ("max_steps", 0),
+        ("evaluate_every", 0),
+        ("checkpoint_every", 0),
+        ("keep", 0),
     ],
 )
 def test_a_choice_that_cannot_work_is_named(field, value):
-    with pytest.raises(ValueError, match=f"{field} is"):
+    with pytest.raises(ValueError, match=rf"{field} is"):
         TrainingConfig(**{field: value})
 
 
