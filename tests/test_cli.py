@@ -84,11 +84,27 @@ def test_mistakes_in_the_arguments(refused, csv, tmp_path):
         ("--max-examples", 0),
         ("--seed", -1),
         ("--threads", 0),
+        ("--micro-batch-size", 0),
+        ("--checkpoint-every", 0),
+        ("--evaluate-every", 0),
+        ("--patience", 0),
+        ("--workers", -1),
     ):
         assert option in refused("train", "--out", out, "--task", "sentiment", option, value)
     for value in ("nan", "inf", "0", "-1"):
         said = refused("train", "--out", out, "--data", csv, *COLUMNS, "--learning-rate", value)
         assert "learning_rate is" in said
+    for option, value, words in (
+        ("--schedule", "cosin", "schedule is 'cosin', expected one of 'linear', 'cosine', 'constant'"),
+        ("--optimizer", "sgd", "optimizer is 'sgd'"),
+        ("--precision", "int8", "precision is 'int8'"),
+        ("--precision", "fp16", "expected CUDA"),
+        ("--warmup", "some", "--warmup is 'some', expected a share"),
+        ("--warmup", "1.5", "warmup is 1.5"),
+        ("--weight-decay", "-1", "weight_decay is -1"),
+    ):
+        assert words in refused("train", "--out", out, "--data", csv, *COLUMNS, option, value)
+    assert "give --repo OWNER/NAME" in refused("share", tmp_path, out, "--upload")
     assert "'int4'" in refused("export", tmp_path, out, "--precision", "int4")
     assert "--port" in refused("serve", tmp_path, "--port", 65536)
     assert "no artifact is named 'nothing'" in refused("artifacts", "clear", "nothing")

@@ -1,0 +1,169 @@
+"""The commands that use a trained model: `evaluate`, `export`, `predict`, `serve`."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterable, Iterator
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from companion.cli.options import (
+    BatchSize,
+    Data,
+    Folder,
+    Json,
+    LabelColumn,
+    PairColumn,
+    TaskName,
+    TextColumn,
+    Threads,
+    show,
+)
+from companion.cli.source import Source
+
+if TYPE_CHECKING:
+    from companion.data import Example
+    from companion.inference import Predictor
+
+__all__ = ["evaluate", "export", "predict", "serve"]
+
+
+def evaluate(
+    folder: Folder,
+    task: TaskName = None,
+    data: Data = None,
+    text_column: TextColumn = None,
+    label_column: LabelColumn = None,
+    pair_column: PairColumn = None,
+    split: Annotated[
+        str, typer.Option("--split", help="dev or test. Default: test where it has labels.")
+    ] = "",
+    batch_size: BatchSize = 32,
+    threads: Threads = None,
+    as_json: Json = False,
+) -> None:
+    """Score a model folder or an ONNX folder on labelled data."""
+    from companion.data import labels_of, score
+    from companion.inference import load_predictor
+
+    predictor = load_predictor(folder, threads=threads)
+    source = Source(task, data, text_column, label_column, pair_column)
+    labels = () if predictor.is_regression else predictor.labels
+    loaded, name, examples = source.labelled(split, labels)
+    unnamed = tuple(f"LABEL_{index}" for index in range(loaded.num_labels))  # what transformers calls them
+    if loaded.is_regression != predictor.is_regression or (
+        not loaded.is_regression and predictor.labels not in (loaded.labels, unnamed)
+    ):
+        raise ValueError(
+            f"{folder} predicts {', '.join(predictor.labels)}; {loaded.name} has "
+            f"{', '.join(loaded.labels) or 'numbers'}. Choose the task that the model was trained for."
+        )
+    pairs = [example.pair or "" for example in examples] if loaded.paired else None
+    start = time.perf_counter()
+    logits = predictor.logits([example.text for example in examples], pairs, batch_size=batch_size)
+    seconds = time.perf_counter() - start
+    metrics = score(loaded, labels_of(examples), logits)
+    report = {
+        "folder": str(folder),
+        "task": loaded.name,
+        "split": name,
+        "metric": loaded.metric,
+        "value": metrics[loaded.metric],
+        "examples": len(examples),
+        "examples_per_second": len(examples) / seconds,
+        "metrics": metrics,
+    }
+    show(report, as_json)
+
+
+def export(
+    folder: Annotated[Path, typer.Argument(help="A fine-tuned model folder.")],
+    out: Annotated[Path, typer.Argument(help="The ONNX folder to write.")],
+    precision: Annotated[str, typer.Option("--precision", help="int8 or fp32.")] = "int8",
+    as_json: Json = False,
+) -> None:
+    """Turn a model folder into an ONNX folder, and compare the two."""
+    if precision not in ("int8", "fp32"):
+        raise ValueError(f"--precision is {precision!r}, expected int8 or fp32")
+    from dataclasses import asdict
+
+    from companion.artifacts import staged_folder
+
+    # Entered before the heavy imports: a mistake in OUT is told at once.
+    with staged_folder(out, marker="manifest.json") as staging:
+        from companion import inference
+
+        manifest = inference.export(folder, staging, precision="int8" if precision == "int8" else "fp32")
+    size = sum(path.stat().st_size for path in out.iterdir())
+    report = {
+        "folder": str(out),
+        "precision": manifest.precision,
+        "model_version": manifest.model_version,
+        "bytes": size,
+        "check": asdict(manifest.check),
+        "operators": manifest.operators,
+    }
+    show(report, as_json)
+
+
+def predict(
+    folder: Folder,
+    file: Annotated[Path, typer.Argument(help="A csv, tsv, jsonl or parquet file.")],
+    text_column: Annotated[str, typer.Option("--text-column", help="The column with the texts.")],
+    out: Annotated[Path, typer.Option("--out", help="The jsonl file to write: one line per row, in order.")],
+    pair_column: PairColumn = None,
+    batch_size: BatchSize = 32,
+    threads: Threads = None,
+    as_json: Json = False,
+) -> None:
+    """Label the texts of a file, in constant memory."""
+    from companion.artifacts import staged_file
+    from companion.data import stream_file
+    from companion.inference import load_predictor
+
+    rows, start = 0, time.perf_counter()
+    with staged_file(out) as staging, staging.open("w", encoding="utf-8") as lines:
+        examples = stream_file(file, text_column=text_column, pair_column=pair_column)
+        predictor = load_predictor(folder, threads=threads)
+        for chunk in _chunks(examples, 32 * batch_size):
+            lines.writelines(_answers(predictor, chunk, batch_size, pair_column is not None))
+            rows += len(chunk)
+    seconds = time.perf_counter() - start
+    show({"out": str(out), "rows": rows, "seconds": seconds, "rows_per_second": rows / seconds}, as_json)
+
+
+def serve(
+    folder: Annotated[Path, typer.Argument(help="An ONNX folder, made by companion export.")],
+    host: Annotated[str, typer.Option("--host")] = "127.0.0.1",
+    port: Annotated[int, typer.Option("--port", min=0, max=65535)] = 8000,
+    threads: Threads = None,
+) -> None:
+    """Answer POST /predict over HTTP until stopped."""
+    from companion import deployment
+
+    deployment.serve(folder, host=host, port=port, threads=threads)
+
+
+def _chunks(examples: Iterable[Example], size: int) -> Iterator[list[Example]]:
+    """Cut a stream into lists."""
+    iterator = iter(examples)
+    while chunk := list(islice(iterator, size)):
+        yield chunk
+
+
+def _answers(predictor: Predictor, chunk: list[Example], batch_size: int, paired: bool) -> Iterator[str]:
+    """Predict a list of texts; yield one line of JSON each, numbers at full precision."""
+    texts = [example.text for example in chunk]
+    pairs = [example.pair or "" for example in chunk] if paired else None
+    if predictor.is_regression:
+        for row in predictor.logits(texts, pairs, batch_size=batch_size):
+            yield json.dumps({"score": float(row[0])}) + "\n"
+        return
+    for row in predictor.probabilities(texts, pairs, batch_size=batch_size):
+        probabilities = {label: float(value) for label, value in zip(predictor.labels, row, strict=True)}
+        answer = {"label": predictor.labels[int(row.argmax())], "probabilities": probabilities}
+        yield json.dumps(answer, ensure_ascii=False) + "\n"
