@@ -21,17 +21,18 @@ def cache_key(root: Path) -> str:
     Parameters
     ----------
     root : Path
-        The folder that holds `companion/` and `constraints.txt`.
+        The folder that holds `companion/`, `constraints.txt` and the benchmarks' results.
 
     Returns
     -------
     str
-        A digest over every `.py` and `.toml` of the package, the pinned versions, and the settings that the
-        environment gives.
+        A digest over every `.py` and `.toml` of the package, the pinned versions, the stored results of the
+        benchmarks, and the settings that the environment gives.
     """
     package = root / "companion"
     files = [path for suffix in ("py", "toml") for path in package.rglob(f"*.{suffix}")]
     digest = hashlib.sha256()
+    files += (root / "benchmarks" / "results").glob("*.json")  # pages cite them
     for path in sorted([*files, root / "constraints.txt"]):
         if path.is_file():
             _add(digest, path.relative_to(root).as_posix(), path.read_bytes())

@@ -132,7 +132,8 @@ def test_the_table_of_contents_lists_every_page_and_only_what_exists() -> None:
     pages = {
         path.relative_to(ROOT).with_suffix("").as_posix()
         for suffix in ("md", "ipynb")
-        for path in (ROOT / "book").rglob(f"*.{suffix}")
+        for folder in ("book", "solutions")
+        for path in (ROOT / folder).rglob(f"*.{suffix}")
         if "_static" not in path.parts and ".ipynb_checkpoints" not in path.parts
     }
     assert {name for name in names if "*" not in name} == pages
