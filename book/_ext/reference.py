@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from types import GenericAlias, ModuleType
-from typing import Any
+from typing import Any, TypeVar
 
 from sphinx.util import logging
 
@@ -126,6 +126,14 @@ def split_shared_entries(app: Any, what: str, name: str, value: Any, options: An
     lines[:] = result
 
 
+def number_references(app: Any, what: str, name: str, value: Any, options: Any, lines: list[str]) -> None:
+    """Give each docstring's numbered references names of their own; the page then counts them through."""
+    own = re.sub(r"\W", "-", name).lower()
+    for index, line in enumerate(lines):
+        cited = re.sub(r"\[(\d+)\]_", rf"[#{own}-\1]_", line)
+        lines[index] = re.sub(r"^(\s*\.\.) \[(\d+)\]", rf"\1 [#{own}-\2]", cited)
+
+
 def drop_type_docstring(app: Any, what: str, name: str, value: Any, options: Any, lines: list[str]) -> None:
     """Clear the docstring of a constant that is only its type's, such as that of `dict`."""
     kind = getattr(value, "__origin__", type(value))
@@ -150,7 +158,8 @@ def resolve_foreign(app: Any, env: Any, node: Any, contnode: Any) -> Any:
         value = getattr(importlib.import_module(module_name), name, None)
     except ImportError:
         return None
-    return contnode if not getattr(value, "__module__", "").startswith("companion") else None
+    ours = getattr(value, "__module__", "").startswith("companion") and not isinstance(value, TypeVar)
+    return None if ours else contnode
 
 
 def _page(modules: list[str]) -> str:

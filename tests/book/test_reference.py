@@ -89,3 +89,14 @@ def test_the_bibliography_holds_what_is_cited_and_nothing_else() -> None:
         key.strip() for keys in re.findall(r"\{cite(?::\w+)?\}`([^`]+)`", text) for key in keys.split(",")
     }
     assert cited == entries
+
+
+def test_numbered_references_do_not_meet_on_a_page() -> None:
+    lines = ["The rule [1]_ and its proof [2]_.", "", ".. [1] One, 1999.", "    .. [2] Two, 2001."]
+    reference.number_references(None, "function", "companion.a.Thing", None, None, lines)
+    assert lines == [
+        "The rule [#companion-a-thing-1]_ and its proof [#companion-a-thing-2]_.",
+        "",
+        ".. [#companion-a-thing-1] One, 1999.",
+        "    .. [#companion-a-thing-2] Two, 2001.",
+    ]

@@ -18,6 +18,8 @@ from safetensors.numpy import load_file
 from companion.artifacts import digest
 from companion.training.monitoring import read_observations
 
+pytestmark = pytest.mark.timeout(400)
+
 COMMAND = [sys.executable, "-m", "companion.cli"]
 DATA = ("--text-column", "review", "--label-column", "verdict")
 
