@@ -8,6 +8,8 @@ from collections.abc import Mapping, Sequence
 from companion.plots.figures import Plot, figure, show, style
 from companion.plots.palette import PALETTE
 
+_FEW = 6  # values on an axis that have room for a label each
+
 
 def bars(
     labels: Sequence[str],
@@ -132,6 +134,9 @@ def lines(
                 va="center",
             )
         axes.set(xlabel=x_label, ylabel=y_label, xscale="log" if logarithmic_x else "linear")
+        if logarithmic_x and len(x) <= _FEW:  # the values themselves: powers of ten would run into each other
+            axes.set_xticks(list(x), [f"{value:g}" for value in x])
+            axes.minorticks_off()
         return show(drawn, alt=alt)
 
 

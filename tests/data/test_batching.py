@@ -14,6 +14,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
 from companion.data import Example, batches
+from companion.data.batching import WINDOW_BATCHES
 
 
 def make_tokenizer(**options: Any) -> PreTrainedTokenizerFast:
@@ -174,7 +175,7 @@ def test_stream_reads_one_window_at_a_time() -> None:
     assert not hasattr(loader, "__len__")
     iterator = iter(loader)
     next(iterator)
-    assert read == 100
+    assert read == 2 * WINDOW_BATCHES
     assert sum(1 for _ in iterator) == 499
     with pytest.raises(ValueError, match="has been read already"):
         iter(loader)

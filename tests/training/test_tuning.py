@@ -425,7 +425,7 @@ def test_the_space_of_the_chapter_fits_the_configuration():
 def test_tunes_a_real_model(tmp_path, encoder_folder, toy):
     task = Task("toy", "accuracy", ("negative", "positive"), False, "one adjective decides")
     base = TrainingConfig(learning_rate=1e-6, batch_size=16, max_length=24, precision="fp32")
-    space = SearchSpace({"learning_rate": Range(1e-6, 1e4, log=True), "dropout": Range(0.0, 0.3)})
+    space = SearchSpace({"learning_rate": Range(1e-3, 1e-2, log=True), "dropout": Range(0.0, 0.3)})
     result = tune(
         Fitting(encoder_folder, toy[:128], toy[256:], task),
         space,
@@ -433,14 +433,14 @@ def test_tunes_a_real_model(tmp_path, encoder_folder, toy):
         base=base,
         coarse=Phase(6, examples=64, evaluations=2),
         fine=Phase(2, examples=128, evaluations=2),
-        validation=Validation(candidates=1, seeds=2, examples=256),
+        validation=Validation(candidates=1, seeds=2, examples=1024),
     )
     coarse = [trial for trial in result.trials if trial.phase == "coarse"]
     assert {trial.config["max_steps"] for trial in coarse} == {4}
     assert any(1 in trial.reports for trial in coarse)
     assert all(trial.state == "diverged" or 0 <= trial.value <= 1 for trial in result.trials)
-    scores = result.validated[1].scores
-    assert scores != result.validated[0].scores and all(0 <= score <= 1 for score in scores)
+    default, found = result.validated
+    assert min(found.scores) > max(default.scores) + 0.2, "a rate of 1e-6 learns nothing, those searched do"
 
 
 def test_a_run_that_diverges_is_a_value_and_not_an_error(encoder_folder, toy):
