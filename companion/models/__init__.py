@@ -1,6 +1,6 @@
-"""Encoders by name or by folder: the embedded one, the hub's, the reader's own.
+"""Encoders by name or by folder, and one transformer to read (`Transformer`).
 
-Importing this package does not import torch or transformers; the first use of `load` does.
+Importing this package does not import torch or transformers; the first use of a name that needs them does.
 """
 
 from __future__ import annotations
@@ -10,14 +10,35 @@ from typing import TYPE_CHECKING, Any
 from companion.models.embedded import EMBEDDED_SHA256, embedded_folder
 
 if TYPE_CHECKING:
+    from companion.models.cache import KeyValueCache
+    from companion.models.conversion import from_transformers
     from companion.models.loading import Classifier, load, resolve
+    from companion.models.transformer import Transformer, TransformerConfig
 
-__all__ = ["EMBEDDED_SHA256", "Classifier", "embedded_folder", "load", "resolve"]
+_HOMES = {
+    "cache": ("KeyValueCache",),
+    "conversion": ("from_transformers",),
+    "loading": ("Classifier", "load", "resolve"),
+    "transformer": ("Transformer", "TransformerConfig"),
+}
+_HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
+
+__all__ = [
+    "EMBEDDED_SHA256",
+    "Classifier",
+    "KeyValueCache",
+    "Transformer",
+    "TransformerConfig",
+    "embedded_folder",
+    "from_transformers",
+    "load",
+    "resolve",
+]
 
 
 def __getattr__(name: str) -> Any:
-    if name in ("Classifier", "load", "resolve"):
-        from companion.models import loading
+    from importlib import import_module
 
-        return getattr(loading, name)
+    if name in _HOME_OF:
+        return getattr(import_module(f"companion.models.{_HOME_OF[name]}"), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
