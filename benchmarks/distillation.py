@@ -53,8 +53,9 @@ TASK = {
 def main() -> None:
     arguments = parse()
     torch.set_num_threads(arguments.threads)
-    names = ("encoder", "threads", "examples", "ablation_examples", "dev_examples")
-    results = Results(arguments.out, {name: getattr(arguments, name) for name in names})
+    sizes = ("examples", "transfer_examples", "ablation_examples", "table_examples", "dev_examples")
+    settings = {name: getattr(arguments, name) for name in ("encoder", *sizes, "passes")}
+    results = Results(arguments.out, settings, arguments.threads)
     parts = {"retention": retention, "speed": speed, "ablation": ablation, "table": table}
     for part in arguments.parts:
         parts[part](arguments, results)
@@ -70,14 +71,18 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--encoder", default=get_settings().names.encoder)
     parser.add_argument("--threads", type=int, default=get_settings().threads)
     parser.add_argument("--examples", type=int, default=12_000, help="training examples, at most")
-    parser.add_argument("--ablation-examples", type=int, default=4_000)
+    parser.add_argument("--ablation-examples", type=int, default=1_000)
+    parser.add_argument("--transfer-examples", type=int, default=24_000, help="without labels, at most")
+    parser.add_argument("--table-examples", type=int, default=2_000)
+    parser.add_argument("--passes", type=int, default=2, help="of the student, for one of its teacher's")
     parser.add_argument("--dev-examples", type=int, help="development examples, at most")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--repeats", type=int, default=7, help="rounds of the speed measurement")
     parser.add_argument("--quick", action="store_true", help="a few examples of everything: does it run?")
     arguments = parser.parse_args()
     if arguments.quick:
-        arguments.examples, arguments.ablation_examples, arguments.dev_examples = 48, 32, 32
+        arguments.examples, arguments.transfer_examples, arguments.dev_examples = 48, 64, 32
+        arguments.ablation_examples = arguments.table_examples = 32
         arguments.seeds, arguments.repeats = 1, 3
     return arguments
 
@@ -88,9 +93,18 @@ def parse() -> argparse.Namespace:
 def retention(arguments: argparse.Namespace, results: Results) -> None:
     """SST-2: what each way of distilling keeps, and how long all of it takes."""
     task, teacher, _ = prepared(arguments, "sst2", arguments.examples)
-    for name, recipe in {"plain logits": Recipe(hard=0.0, cosine=0.0), "all terms": Recipe()}.items():
-        run = partial(distilled, task, teacher, recipe=recipe)
-        results.measured(f"retention/{name}", lambda run=run: row(run(), task, teacher))
+    more = data.load("sst2", data_dir=arguments.data, max_examples=arguments.transfer_examples)
+    unlabelled = replace(task, train=more.train)
+    variants = {
+        "plain logits": (task, Recipe(hard=0.0, cosine=0.0), arguments.passes),
+        "all terms": (task, Recipe(), arguments.passes),
+        # The teacher labels for nothing: the student learns from texts whose labels nobody needs to know.
+        "more phrases, without labels": (unlabelled, Recipe(hard=0.0), 1),
+    }
+    for name, (seen, recipe, passes) in variants.items():
+        config = replace(configuration(task), epochs=passes * configuration(task).epochs)
+        run = partial(distilled, arguments, seen, teacher, recipe=recipe, config=config)
+        results.measured(f"retention/{name}", lambda run=run, seen=seen: row(run(), seen, teacher))
 
     def both_stages() -> dict[str, Any]:
         start = time.perf_counter()
@@ -98,7 +112,7 @@ def retention(arguments: argparse.Namespace, results: Results) -> None:
         fitted = time.perf_counter()
         student = stage_one(head.model, teacher, task, weights={}, seed=0)
         trained = time.perf_counter()
-        found = row(distilled(task, teacher, student=student), task, teacher)
+        found = row(distilled(arguments, task, teacher, student=student), task, teacher)
         found |= {f"head_{name}": getattr(head, name) for name in ("before", "after", "unigram", "uniform")}
         found |= {"seconds_head": fitted - start, "seconds_language_stage": trained - fitted}
         return found | {"seconds": time.perf_counter() - start}
@@ -149,7 +163,8 @@ def ablation(arguments: argparse.Namespace, results: Results) -> None:
 
     def second(recipe: Recipe, start: Callable[..., models.Classifier | None], seed: int) -> dict[str, Any]:
         config, student = configuration(task, seed=seed), start(seed=seed)
-        return row(distilled(task, teacher, student=student, recipe=recipe, config=config), task, teacher)
+        done = distilled(arguments, task, teacher, student=student, recipe=recipe, config=config)
+        return row(done, task, teacher)
 
     # After the first stage plain fine-tuning, as in the paper: it shows what the first one was worth.
     plain, same_layers = Recipe(kl=0.0, cosine=0.0), lambda seed: None
@@ -171,12 +186,16 @@ def table(arguments: argparse.Namespace, results: Results) -> None:
         if f"table/{name}" in results.rows or name == "imdb":
             continue
         try:
-            task, teacher, seconds = prepared(arguments, name, arguments.examples)
+            task, teacher, seconds = prepared(arguments, name, arguments.table_examples)
         except FileNotFoundError as error:
             print(f"{name} is left out: {error}", flush=True)
             continue
-        extra = {"teacher_training_seconds": seconds}
-        results.measured(f"table/{name}", lambda t=task, c=teacher, e=extra: row(distilled(t, c), t, c) | e)
+
+        def measure(task: Any = task, teacher: Any = teacher, seconds: float = seconds) -> dict[str, Any]:
+            found = row(distilled(arguments, task, teacher), task, teacher)
+            return found | {"teacher_training_seconds": seconds}
+
+        results.measured(f"table/{name}", measure)
 
 
 # --- what they share
@@ -227,11 +246,12 @@ def fitted_head(
     return AutoModelForMaskedLM.from_pretrained(folder / "model", dtype=torch.float32).eval()
 
 
-def distilled(task: data.TaskData, teacher: models.Classifier, **options: Any) -> Distilled:
-    config = configuration(
-        task
-    )  # a pass of the student costs half of the teacher's, so it gets twice as many
-    options = {"config": replace(config, epochs=2 * config.epochs)} | options
+def distilled(
+    arguments: argparse.Namespace, task: data.TaskData, teacher: models.Classifier, **options: Any
+) -> Distilled:
+    """Distil with `--passes` passes for each of the teacher's: one of the student costs half as much."""
+    config = configuration(task)
+    options = {"config": replace(config, epochs=arguments.passes * config.epochs)} | options
     return distil(teacher, task.train, dev=task.dev, task=task.task, **options)
 
 

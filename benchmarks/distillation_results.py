@@ -15,8 +15,8 @@ from companion import artifacts
 class Results:
     """The measurements so far, in a JSON file."""
 
-    def __init__(self, path: Path, settings: dict[str, Any]) -> None:
-        self.path, self.settings = path, settings
+    def __init__(self, path: Path, settings: dict[str, Any], threads: int) -> None:
+        self.path, self.settings, self.threads = path, settings, threads
         self.rows: dict[str, dict[str, Any]] = {}
         if self.path.exists():
             stored = json.loads(self.path.read_text())
@@ -28,10 +28,11 @@ class Results:
             self.rows = stored["rows"]
 
     def measured(self, key: str, measure: Callable[[], dict[str, Any]]) -> dict[str, Any]:
-        """Return a stored row, or measure it and store it with date and machine."""
+        """Return a stored row, or measure it and store it with date, threads and machine."""
         if key not in self.rows:
             row = measure()
-            stamp = {"date": datetime.now(UTC).isoformat(timespec="seconds"), "machine": artifacts.machine()}
+            date = datetime.now(UTC).isoformat(timespec="seconds")
+            stamp = {"date": date, "threads": self.threads, "machine": artifacts.machine()}
             self.rows[key] = row | stamp
             with artifacts.staged_file(self.path) as file:
                 file.write_text(json.dumps({"settings": self.settings, "rows": self.rows}, indent=1))
