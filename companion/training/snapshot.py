@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 from safetensors import safe_open
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader, HuggingFaceStorageWriter
 from torch.distributed.checkpoint.metadata import TensorStorageMetadata
@@ -89,15 +89,13 @@ def _stored(folder: Path) -> dict[str, TensorStorageMetadata]:
 def read_weights(folder: Path, model: torch.nn.Module) -> None:
     """Read the weights alone, into a model that is not sharded."""
     stored, wanted = _stored(folder), _model_tensors(model)
-    cut_down = {
-        name.removesuffix(".place"): {
-            part: torch.zeros(stored[key].size, dtype=stored[key].properties.dtype)
-            for part in ("weight", "table", "place", "decay")
-            if (key := name.removesuffix("place") + part)
-        }
-        for name in stored
-        if name.endswith(".place")
-    }
+
+    def room(name: str) -> torch.Tensor:
+        return torch.zeros(stored[name].size, dtype=stored[name].properties.dtype)
+
+    modules = [name.removesuffix(".place") for name in stored if name.endswith(".place")]
+    parts_of_table = ("weight", "table", "place", "decay")
+    cut_down = {module: {part: room(f"{module}.{part}") for part in parts_of_table} for module in modules}
     for module, parts in cut_down.items():  # the run trained only the rows that it used
         del wanted[f"{module}.weight"]
         wanted |= {f"{module}.{part}": tensor for part, tensor in parts.items()}
@@ -145,12 +143,12 @@ def _other_random() -> dict[str, str]:
 
 
 def _set_random(file: Path, device: torch.device) -> None:
-    states = load_file(file)
+    with safe_open(file, framework="pt") as opened:
+        names, others = list(opened.keys()), opened.metadata()
+        states = {name: opened.get_tensor(name) for name in names}
     torch.set_rng_state(states["cpu"])
     if device.type == "cuda" and "cuda" in states:
         torch.cuda.set_rng_state(states["cuda"], device)
-    with safe_open(file, framework="pt") as opened:
-        others = opened.metadata()
     version, words, gauss = json.loads(others["python"])
     random.setstate((version, tuple(words), gauss))
     kind, words, position, has_gauss, cached = json.loads(others["numpy"])
@@ -168,7 +166,7 @@ def progress(state: RunState) -> dict[str, Any]:
         "schedule": state.schedule.state_dict(),
         "scaler": state.scaler.state_dict(),
         "groups": [
-            {key: value for key, value in group.items() if isinstance(value, int | float) and key != "params"}
+            {key: value for key, value in group.items() if isinstance(value, int | float)}
             for group in state.optimizer.param_groups
         ],
         "steps": [asdict(record) for record in state.steps],
