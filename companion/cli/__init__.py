@@ -11,7 +11,7 @@ from typing import NoReturn
 
 import typer
 
-from companion.cli import about, training, using
+from companion.cli import about, diagnosing, training, using
 
 __all__ = ["app", "main"]
 
@@ -25,6 +25,7 @@ app = typer.Typer(
 for command in (
     about.info,
     training.train,
+    diagnosing.diagnose,
     using.evaluate,
     using.export,
     using.predict,

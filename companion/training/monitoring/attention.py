@@ -12,7 +12,7 @@ from transformers import PreTrainedModel
 from companion.data import Batch
 from companion.training.objectives import model_inputs
 
-__all__ = ["attention_entropy", "entropy_by_layer"]
+__all__ = ["attention_entropy", "entropy_by_layer", "in_evaluation_mode"]
 
 
 def attention_entropy(weights: torch.Tensor, mask: torch.Tensor, *, causal: bool = False) -> float | None:
@@ -80,7 +80,7 @@ def entropy_by_layer(model: torch.nn.Module, inputs: Batch, *, rows: int = 8) ->
         cuda = [mask.device] if mask.device.type == "cuda" else []
         stack.enter_context(torch.random.fork_rng(devices=cuda))
         stack.enter_context(torch.no_grad())
-        stack.enter_context(_in_evaluation_mode(model))
+        stack.enter_context(in_evaluation_mode(model))
         stack.enter_context(_eager(model))
         output = model(**part, output_attentions=True)
     return _measured(output, mask[:, :width])
@@ -112,7 +112,8 @@ def _is_causal(weights: torch.Tensor) -> bool:
 
 
 @contextmanager
-def _in_evaluation_mode(model: torch.nn.Module) -> Iterator[None]:
+def in_evaluation_mode(model: torch.nn.Module) -> Iterator[None]:
+    """Switch dropout off, and each module back to its own mode afterwards."""
     modes = [(module, module.training) for module in model.modules()]
     sharded = any(hasattr(parameter, "full_tensor") for parameter in model.parameters())
     model.eval()

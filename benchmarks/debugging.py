@@ -1,0 +1,163 @@
+"""The zoo against the checks: which check finds which bug, in what time, and what people find without them.
+
+    python benchmarks/debugging.py --out RESULTS.json [--only NAME ...] [--without-slow]
+
+For each bug: all checks on the edited code, two baselines (overfit one batch + initial loss; the loss curve
+alone, against clean runs with other seeds), and the held-out loss that one sees beside the honest one. Each
+bug is written as soon as it is there: the same command run again goes on where it stopped.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from companion import artifacts
+from companion.debugging.zoo import BUGS, Bug, Configuration, named, subject_of
+from companion.debugging.zoo.baselines import looks_different, taught_checks_alarm
+from companion.debugging.zoo.matrix import Cell, Row, all_checks, matrix, share_detected, share_placed
+from companion.debugging.zoo.measure import judged
+
+
+def main() -> None:
+    arguments = parse()
+    torch.set_num_threads(1)
+    checks = {name: check for name, check in all_checks().items() if arguments.slow or not check.slow}
+    results = Results(
+        arguments.out, {"checks": list(checks), "seeds": arguments.seeds, "epochs": arguments.epochs}
+    )
+    bugs = [named(name) for name in arguments.only] if arguments.only else BUGS
+    for bug in bugs:
+        results.measured(bug.name, lambda bug=bug: measure(bug, checks, arguments, results))
+    print(report([bug for bug in bugs if bug.name in results.rows], results, list(checks)))
+
+
+def parse() -> argparse.Namespace:
+    layout = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=layout)
+    parser.add_argument("--out", type=Path, required=True, help="a JSON file, gone on with if it is there")
+    parser.add_argument("--only", nargs="+", metavar="NAME", help="these bugs; default: all")
+    parser.add_argument("--seeds", type=int, default=3, help="clean runs that a curve is compared with")
+    parser.add_argument("--epochs", type=int, default=8, help="of each run")
+    parser.add_argument(
+        "--without-slow", dest="slow", action="store_false", help="leave out checks that train"
+    )
+    return parser.parse_args()
+
+
+class Results:
+    """The measurements so far, in a JSON file: bugs, and the clean runs that they are compared with."""
+
+    def __init__(self, path: Path, settings: dict[str, Any]) -> None:
+        self.path, self.settings = path, settings
+        self.rows: dict[str, dict[str, Any]] = {}
+        if path.exists():
+            stored = json.loads(path.read_text(encoding="utf-8"))
+            if stored["settings"] != settings:
+                raise SystemExit(f"{path} was measured with other checks or settings: give another --out")
+            self.rows = stored["rows"]
+
+    def measured(self, key: str, measure: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+        """Return a stored row, or measure it and store it with date and machine."""
+        if key not in self.rows:
+            stamp = {"date": datetime.now(UTC).isoformat(timespec="seconds"), "machine": artifacts.machine()}
+            row = measure() | stamp
+            self.rows[key] = row
+            with artifacts.staged_file(self.path) as file:
+                file.write_text(json.dumps({"settings": self.settings, "rows": self.rows}, indent=1) + "\n")
+            print(f"{key}: {row['seconds']:.1f} s", flush=True)
+        return self.rows[key]
+
+
+def measure(
+    bug: Bug, checks: dict[str, Any], arguments: argparse.Namespace, results: Results
+) -> dict[str, Any]:
+    """Return all that is known of one bug."""
+    start = time.perf_counter()
+    clean = [run["seen"] for run in clean_runs(bug.configuration, arguments, results)["runs"]]
+    run = judged(bug, epochs=arguments.epochs)
+    row = matrix([bug], checks)[0]
+    return {
+        "row": asdict(row),
+        "run": asdict(run),
+        "clean": key_of(bug.configuration),
+        "taught": taught_checks_alarm(subject_of(bug)),
+        "curve": looks_different(run.seen, clean),
+        "seconds": time.perf_counter() - start,
+    }
+
+
+def clean_runs(where: Configuration, arguments: argparse.Namespace, results: Results) -> dict[str, Any]:
+    """Return runs of the right code in a configuration, one for each seed."""
+
+    def runs() -> dict[str, Any]:
+        start = time.perf_counter()
+        found = [
+            asdict(judged((), where, seed=seed, epochs=arguments.epochs)) for seed in range(arguments.seeds)
+        ]
+        return {"runs": found, "seconds": time.perf_counter() - start}
+
+    return results.measured(key_of(where), runs)
+
+
+def key_of(where: Configuration) -> str:
+    return "right code/" + json.dumps(asdict(replace(where, because="")), sort_keys=True)
+
+
+def rows_of(bugs: Sequence[Bug], results: Results) -> list[Row]:
+    """Turn stored results into rows again; components are the zoo's own, which may have been put right."""
+    return [
+        Row(bug.name, bug.component, tuple(Cell(**cell) for cell in results.rows[bug.name]["row"]["cells"]))
+        for bug in bugs
+    ]
+
+
+def report(bugs: Sequence[Bug], results: Results, checks: Sequence[str]) -> str:
+    rows = rows_of(bugs, results)
+    lines = [f"{'bug':34} {'seen':>6} {'honest':>6} {'clean':>6}  verdict  curve taught  found by"]
+    for bug, row in zip(bugs, rows, strict=True):
+        stored = results.rows[bug.name]
+        clean = results.rows[stored["clean"]]["runs"]
+        verdict = "placed" if row.placed else "found" if row.detected else "MISSED"
+        found = ", ".join(f"{cell.check} [{cell.component}]" for cell in row.problems[:3])
+        lines.append(
+            f"{bug.name:34} {nats(stored['run']['seen'])} {nats(stored['run']['honest'])} "
+            f"{nats(clean[0]['seen'])}  {verdict:7}  {'seen' if stored['curve'] else '-':5} "
+            f"{'seen' if stored['taught'] else '-':6}  {found}"
+        )
+    lines += ["", f"{'check':44} bugs  alone  median seconds"]
+    for check in checks:
+        cells = [cell for row in rows for cell in row.cells if cell.check == check]
+        problems = sum(cell.status == "problem" for cell in cells)
+        alone = sum({cell.check for cell in row.problems} == {check} for row in rows)
+        seconds = statistics.median(cell.seconds for cell in cells) if cells else 0.0
+        lines.append(f"{check:44} {problems:4d} {alone:6d} {seconds:10.3f}")
+    taught = statistics.mean(results.rows[bug.name]["taught"] for bug in bugs)
+    curve = statistics.mean(results.rows[bug.name]["curve"] for bug in bugs)
+    static = statistics.median(row.seconds for row in rows)
+    lines += [
+        "",
+        f"{len(bugs)} bugs: {share_detected(rows):.1%} detected, "
+        f"{share_placed(rows):.1%} in the right component",
+        f"overfit one batch + initial loss alone: {taught:.1%}",
+        f"the loss curve alone: {curve:.1%}",
+        f"all checks of one model: {static:.2f} s (median)",
+    ]
+    return "\n".join(lines)
+
+
+def nats(loss: float | None) -> str:
+    return "   nan" if loss is None else f"{loss:6.2f}"
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,78 @@
+"""Calls any model the same way: token ids and a mask in, scores out."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+__all__ = ["Scores", "default_scores", "mask_name", "scores_of"]
+
+Scores = Callable[[nn.Module, Tensor, Tensor | None], Tensor]
+"""Takes a model, token ids (batch, seq) and a mask (batch, seq) of 1 for real tokens; returns scores."""
+
+_IDS = ("input_ids", "ids", "tokens", "x", "inputs", "idx", "src")
+_MASKS = ("attention_mask", "mask", "padding_mask", "pad_mask")
+_INVERTED = ("key_padding_mask", "src_key_padding_mask")
+
+
+def mask_name(model: nn.Module) -> str | None:
+    """Return the name under which a model's `forward` takes a padding mask, or None."""
+    names = inspect.signature(model.forward).parameters
+    return next((name for name in (*_MASKS, *_INVERTED) if name in names), None)
+
+
+def default_scores(model: nn.Module, input_ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:
+    """Call a model by the names its `forward` has.
+
+    Parameters
+    ----------
+    model : Module
+    input_ids : Tensor
+        Int64 (batch, seq).
+    attention_mask : Tensor, optional
+        (batch, seq), 1 for real tokens. Given to the model in the sense its parameter's name has: torch's
+        ``key_padding_mask`` means the opposite.
+
+    Returns
+    -------
+    Tensor
+        Scores (batch, seq, words) or (batch, classes), float32.
+
+    Raises
+    ------
+    ValueError
+        When the model has no place for a mask and one is given, or when no scores come back.
+    """
+    parameters = inspect.signature(model.forward).parameters
+    first = next((name for name in _IDS if name in parameters), None)
+    arguments: dict[str, Any] = {}
+    if attention_mask is not None:
+        name = mask_name(model)
+        if name is None:
+            raise ValueError(f"{type(model).__name__}.forward has no parameter for a padding mask")
+        arguments[name] = attention_mask == 0 if name in _INVERTED else attention_mask
+    output = model(**{first: input_ids}, **arguments) if first else model(input_ids, **arguments)
+    return scores_of(output)
+
+
+def scores_of(output: Any) -> Tensor:
+    """Return the scores in what a model returned: a tensor, an object or a dict with `logits`, or a tuple."""
+    if isinstance(output, Mapping) and "logits" in output:
+        output = output["logits"]
+    elif hasattr(output, "logits"):
+        output = output.logits
+    elif hasattr(output, "last_hidden_state"):
+        output = output.last_hidden_state
+    elif isinstance(output, tuple | list):
+        output = next((part for part in output if isinstance(part, Tensor) and part.dim() >= 2), output)
+    if not isinstance(output, Tensor) or output.dim() < 2 or not torch.is_floating_point(output):
+        found = tuple(output.shape) if isinstance(output, Tensor) else type(output).__name__
+        raise ValueError(
+            f"the model returned {found}, expected scores of shape (batch, seq, words) or (batch, classes): "
+            "give a function that calls it and returns them"
+        )
+    return output.float()

@@ -1,0 +1,128 @@
+"""The zoo as tables for a page: all of their numbers come from stored results."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from html import escape
+from itertools import groupby
+
+from companion.debugging.zoo.bug import Bug
+from companion.debugging.zoo.editing import right_source
+from companion.debugging.zoo.matrix import Row
+from companion.debugging.zoo.measure import Judged
+
+__all__ = ["bug_table", "edits_shown", "matrix_table"]
+
+Losses = Mapping[str, tuple[Judged, Judged]]
+"""By a bug's name: its run, and that of the right code in the same configuration."""
+
+_SIGNS = {"problem": ("●", "found"), "ok": ("", "missed"), "not applicable": ("–", "not applicable")}
+
+
+def bug_table(bugs: Sequence[Bug], rows: Iterable[Row] = (), losses: Losses | None = None) -> str:
+    """Return a table of bugs: what one sees, what finds them, how to fix them.
+
+    Parameters
+    ----------
+    bugs : sequence of Bug
+    rows : iterable of Row
+        What the checks said; "not measured" stands where a bug has no row.
+    losses : mapping, optional
+        By a bug's name: its run and the right code's. With them come columns for the loss that one sees and
+        the honest one.
+
+    Returns
+    -------
+    str
+        HTML: a table with a caption, a heading for each column, each family and each bug.
+    """
+    said = {row.bug: row for row in rows}
+    columns = ["Bug", "What one sees", "Caught by", "What to do", "Silent"]
+    if losses is not None:
+        columns += ["Seen loss (right code)", "Honest loss (right code)"]
+    body = []
+    for family, group in groupby(bugs, key=lambda bug: bug.family):
+        body.append(
+            f'<tr><th scope="rowgroup" colspan="{len(columns)}">{escape(family.capitalize())}</th></tr>'
+        )
+        for bug in group:
+            cells = [bug.symptom, _caught(said.get(bug.name)), bug.fix, "yes" if bug.silent else "no"]
+            if losses is not None:
+                cells += _losses(losses.get(bug.name))
+            shown = "".join(f"<td>{escape(cell)}</td>" for cell in cells)
+            body.append(f'<tr id="bug-{bug.name}"><th scope="row">{escape(bug.title)}</th>{shown}</tr>')
+    return _table(f"The bugs of the zoo: {len(bugs)}", columns, body)
+
+
+def matrix_table(rows: Sequence[Row]) -> str:
+    """Return the matrix of bugs by checks, without checks that found nothing.
+
+    Returns
+    -------
+    str
+        HTML. A cell says in words, for those who listen, what its sign shows.
+    """
+    checks = list(dict.fromkeys(cell.check for row in rows for cell in row.cells))
+    found = {cell.check for row in rows for cell in row.problems}
+    kept = [check for check in checks if check in found]
+    body = []
+    for row in rows:
+        by_name = {cell.check: cell for cell in row.cells}
+        cells = "".join(_sign(by_name[check].status if check in by_name else "ok") for check in kept)
+        placed = "right place" if row.placed else "found" if row.detected else "missed"
+        body.append(f'<tr><th scope="row">{escape(row.bug)}</th><td>{placed}</td>{cells}</tr>')
+    detected, right = sum(row.detected for row in rows), sum(row.placed for row in rows)
+    caption = (
+        f"Which check finds which bug: {detected} of {len(rows)} found, "
+        f"{right} of them in the right component; "
+        f"{len(kept)} of {len(checks)} checks found something"
+    )
+    return _table(caption, ["Bug", "Verdict", *kept], body)
+
+
+def edits_shown(bug: Bug) -> str:
+    """Return a bug's edits as Markdown: whole lines of the right code, and of what somebody wrote."""
+    parts = []
+    for edit in bug.edits:
+        source = right_source(edit.file)
+        start = source.index(edit.before)
+        end = start + len(edit.before)
+        first = source.rfind("\n", 0, start) + 1
+        last = end if edit.before.endswith("\n") else source.find("\n", end) + 1
+        before = source[first:last]
+        after = source[first:start] + edit.after + source[end:last]
+        lines = [f"-{line}" for line in before.splitlines()] + [f"+{line}" for line in after.splitlines()]
+        parts.append("\n".join((f"```diff\n# {edit.file}.py", *lines, "```")))
+    return "\n\n".join(parts)
+
+
+def _caught(row: Row | None) -> str:
+    if row is None:
+        return "not measured"
+    names = list(dict.fromkeys(cell.check for cell in row.problems))
+    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "") or "nothing"
+
+
+def _losses(pair: tuple[Judged, Judged] | None) -> list[str]:
+    if pair is None:
+        return ["not measured"] * 2
+    bug, right = pair
+    return [f"{_nats(bug.seen)} ({_nats(right.seen)})", f"{_nats(bug.honest)} ({_nats(right.honest)})"]
+
+
+def _nats(loss: float | None) -> str:
+    return "not a number" if loss is None else f"{loss:.2f}"
+
+
+def _sign(status: str) -> str:
+    sign, words = _SIGNS[status]
+    return f'<td><span aria-hidden="true">{sign}</span><span class="visually-hidden">{words}</span></td>'
+
+
+def _table(caption: str, columns: Sequence[str], body: Sequence[str]) -> str:
+    head = "".join(f'<th scope="col">{escape(column)}</th>' for column in columns)
+    rows = "\n".join(body)
+    return (
+        f'<table class="zoo">\n<caption>{escape(caption)}</caption>\n'
+        f"<thead><tr>{head}</tr></thead>\n<tbody>\n{rows}\n</tbody>\n</table>\n"
+    )

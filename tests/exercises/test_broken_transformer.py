@@ -1,0 +1,113 @@
+"""Exercise 2 on the learner's side: what is dealt, and what the checks say."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+
+from companion.debugging.zoo.editing import right_source
+from companion.exercises.broken_transformer import HANDED_IN, deal, exercise, seed_of
+from companion.exercises.broken_transformer.planted import DEFAULT, breaks, plant
+
+
+@pytest.fixture
+def folder(tmp_path) -> Path:
+    return deal(tmp_path / "work")
+
+
+def test_a_folder_holds_all_that_is_needed(folder):
+    names = {path.name for path in folder.iterdir()}
+    assert names == {*HANDED_IN, "reviews.csv", "README.md", "exercise.json"}
+    for name in ("model.py", "train.py", "test_broken.py"):
+        compile((folder / name).read_text(), name, "exec")
+    assert len((folder / "reviews.csv").read_text().splitlines()) == 1901
+    assert seed_of(folder) is None
+    assert not re.search("weights = self.dropout", (folder / "model.py").read_text())
+
+
+def test_nothing_is_overwritten_and_nothing_is_left_over(folder):
+    (folder / "model.py").write_text("mine")
+    with pytest.raises(ValueError, match="is there already"):
+        deal(folder)
+    assert (folder / "model.py").read_text() == "mine"
+    assert [path.name for path in folder.parent.iterdir()] == ["work"]
+
+
+def test_seeds_deal_other_bugs_that_can_be_told_apart(tmp_path):
+    seen = set()
+    for seed in (1, 2):
+        planted = plant(seed)
+        assert [bug.family for bug in planted.bugs] == ["architecture", "training", "data"]
+        assert sum(bug.silent for bug in planted.bugs) >= 2
+        assert all(planted.marks) and not planted.marks[1] & planted.marks[2]
+        assert plant(seed).model == planted.model
+        seen.add(tuple(bug.name for bug in planted.bugs))
+    assert len(seen) == 2
+    assert seed_of(deal(tmp_path / "other", 2)) == 2
+
+
+def test_a_pool_without_three_families_is_refused():
+    with pytest.raises(ValueError, match="larger pool"):
+        plant(1, DEFAULT[:2])
+
+
+def test_each_default_bug_shows_in_its_own_behaviour():
+    assert [sorted(breaks(bug)) for bug in DEFAULT] == [
+        ["randomness inside attention"],
+        ["learning rates of a run"],
+        ["batches of rows"],
+    ]
+
+
+def test_checks_fail_on_what_was_dealt_without_naming_the_bug(folder):
+    work = exercise()
+    for step in ("data", "training", "architecture"):
+        result = work.check(step, folder)
+        assert result.status == "failed" and "not repaired yet" in result.says.lower()
+        assert not re.search("dropout|warm|mask", result.says)
+    assert len({work.hint("data").text for _ in range(3)}) == 3
+
+
+def test_checks_pass_on_repaired_files_one_by_one(folder):
+    work = exercise()
+    (folder / "model.py").write_text(right_source("transformer"))
+    assert work.check("architecture", str(folder)).passed
+    before, after = "[0] * padding", "[1] * padding"
+    text = (folder / "train.py").read_text()
+    (folder / "train.py").write_text(text.replace("[1] * len(ids), " + after, "[1] * len(ids), " + before))
+    result = work.check("data", folder)
+    assert result.passed and result.remarks
+    assert not work.check("training", folder).passed
+
+
+def test_a_repair_that_breaks_another_thing_is_told(folder):
+    source = right_source("transformer").replace("math.sqrt(query.size(-1))", "1.0")
+    (folder / "model.py").write_text(source)
+    result = exercise().check("architecture", folder)
+    assert not result.passed and "something else broke" in result.says
+
+
+def test_a_file_that_does_not_run_is_a_finding(folder):
+    (folder / "train.py").write_text("def broken(")
+    assert "SyntaxError" in exercise().check("data", folder).says
+    assert exercise().check("data", None).status == "not done yet"
+    assert "no folder" in exercise().check("data", folder / "nowhere").says
+
+
+def test_tests_are_run_on_right_and_on_wrong_code(folder):
+    work = exercise()
+    assert "no test finds" in work.check("tests", folder).says.lower()
+    (folder / "test_broken.py").write_text("def test_all(model, train):\n    assert False\n")
+    assert "right code" in work.check("tests", folder).says
+
+
+def test_what_was_dealt_says_nothing_about_its_bugs(folder):
+    told = (folder / "exercise.json").read_text() + (folder / "README.md").read_text()
+    assert json.loads((folder / "exercise.json").read_text()) == {
+        "exercise": "broken-transformer",
+        "seed": None,
+    }
+    assert not re.search("dropout|warm-up|padding", told)
