@@ -22,23 +22,25 @@ from typing import Any
 import torch
 
 from companion import artifacts
+from companion.debugging import load_checks
+from companion.debugging.checks import Check
 from companion.debugging.zoo import BUGS, Bug, Configuration, named, subject_of
 from companion.debugging.zoo.baselines import looks_different, taught_checks_alarm
-from companion.debugging.zoo.matrix import Cell, Row, all_checks, matrix, share_detected, share_placed
+from companion.debugging.zoo.matrix import matrix, share_detected, share_placed
 from companion.debugging.zoo.measure import judged
+from companion.debugging.zoo.results import Results, stored
 
 
 def main() -> None:
     arguments = parse()
     torch.set_num_threads(1)
-    checks = {name: check for name, check in all_checks().items() if arguments.slow or not check.slow}
-    results = Results(
-        arguments.out, {"checks": list(checks), "seeds": arguments.seeds, "epochs": arguments.epochs}
-    )
+    checks = [check for check in load_checks().values() if arguments.slow or not check.slow]
+    names = [check.name for check in checks]
+    results = Store(arguments.out, {"checks": names, "seeds": arguments.seeds, "epochs": arguments.epochs})
     bugs = [named(name) for name in arguments.only] if arguments.only else BUGS
     for bug in bugs:
         results.measured(bug.name, lambda bug=bug: measure(bug, checks, arguments, results))
-    print(report([bug for bug in bugs if bug.name in results.rows], results, list(checks)))
+    print(report(Results(results.rows), names))
 
 
 def parse() -> argparse.Namespace:
@@ -54,7 +56,7 @@ def parse() -> argparse.Namespace:
     return parser.parse_args()
 
 
-class Results:
+class Store:
     """The measurements so far, in a JSON file: bugs, and the clean runs that they are compared with."""
 
     def __init__(self, path: Path, settings: dict[str, Any]) -> None:
@@ -73,13 +75,13 @@ class Results:
             row = measure() | stamp
             self.rows[key] = row
             with artifacts.staged_file(self.path) as file:
-                file.write_text(json.dumps({"settings": self.settings, "rows": self.rows}, indent=1) + "\n")
+                file.write_text(json.dumps({"settings": self.settings, "rows": self.rows}) + "\n")
             print(f"{key}: {row['seconds']:.1f} s", flush=True)
         return self.rows[key]
 
 
 def measure(
-    bug: Bug, checks: dict[str, Any], arguments: argparse.Namespace, results: Results
+    bug: Bug, checks: Sequence[Check], arguments: argparse.Namespace, results: Store
 ) -> dict[str, Any]:
     """Return all that is known of one bug."""
     start = time.perf_counter()
@@ -87,7 +89,7 @@ def measure(
     run = judged(bug, epochs=arguments.epochs)
     row = matrix([bug], checks)[0]
     return {
-        "row": asdict(row),
+        "findings": [stored(finding) for finding in row.findings],
         "run": asdict(run),
         "clean": key_of(bug.configuration),
         "taught": taught_checks_alarm(subject_of(bug)),
@@ -96,7 +98,7 @@ def measure(
     }
 
 
-def clean_runs(where: Configuration, arguments: argparse.Namespace, results: Results) -> dict[str, Any]:
+def clean_runs(where: Configuration, arguments: argparse.Namespace, results: Store) -> dict[str, Any]:
     """Return runs of the right code in a configuration, one for each seed."""
 
     def runs() -> dict[str, Any]:
@@ -113,44 +115,31 @@ def key_of(where: Configuration) -> str:
     return "right code/" + json.dumps(asdict(replace(where, because="")), sort_keys=True)
 
 
-def rows_of(bugs: Sequence[Bug], results: Results) -> list[Row]:
-    """Turn stored results into rows again; components are the zoo's own, which may have been put right."""
-    return [
-        Row(bug.name, bug.component, tuple(Cell(**cell) for cell in results.rows[bug.name]["row"]["cells"]))
-        for bug in bugs
-    ]
-
-
-def report(bugs: Sequence[Bug], results: Results, checks: Sequence[str]) -> str:
-    rows = rows_of(bugs, results)
+def report(results: Results, checks: Sequence[str]) -> str:
+    rows, taught, curve = results.rows, results.found_by("taught"), results.found_by("curve")
     lines = [f"{'bug':34} {'seen':>6} {'honest':>6} {'clean':>6}  verdict  curve taught  found by"]
-    for bug, row in zip(bugs, rows, strict=True):
-        stored = results.rows[bug.name]
-        clean = results.rows[stored["clean"]]["runs"]
+    for row in rows:
+        run, clean = results.losses[row.bug]
         verdict = "placed" if row.placed else "found" if row.detected else "MISSED"
-        found = ", ".join(f"{cell.check} [{cell.component}]" for cell in row.problems[:3])
+        found = ", ".join(f"{problem.check} [{problem.component}]" for problem in row.problems[:3])
         lines.append(
-            f"{bug.name:34} {nats(stored['run']['seen'])} {nats(stored['run']['honest'])} "
-            f"{nats(clean[0]['seen'])}  {verdict:7}  {'seen' if stored['curve'] else '-':5} "
-            f"{'seen' if stored['taught'] else '-':6}  {found}"
+            f"{row.bug:34} {nats(run.seen)} {nats(run.honest)} {nats(clean.seen)}  {verdict:7}  "
+            f"{'seen' if row.bug in curve else '-':5} {'seen' if row.bug in taught else '-':6}  {found}"
         )
     lines += ["", f"{'check':44} bugs  alone  median seconds"]
     for check in checks:
-        cells = [cell for row in rows for cell in row.cells if cell.check == check]
-        problems = sum(cell.status == "problem" for cell in cells)
-        alone = sum({cell.check for cell in row.problems} == {check} for row in rows)
-        seconds = statistics.median(cell.seconds for cell in cells) if cells else 0.0
+        of_check = [finding for row in rows for finding in row.findings if finding.check == check]
+        problems = sum(finding.is_problem for finding in of_check)
+        alone = sum({problem.check for problem in row.problems} == {check} for row in rows)
+        seconds = statistics.median(finding.seconds for finding in of_check) if of_check else 0.0
         lines.append(f"{check:44} {problems:4d} {alone:6d} {seconds:10.3f}")
-    taught = statistics.mean(results.rows[bug.name]["taught"] for bug in bugs)
-    curve = statistics.mean(results.rows[bug.name]["curve"] for bug in bugs)
-    static = statistics.median(row.seconds for row in rows)
     lines += [
         "",
-        f"{len(bugs)} bugs: {share_detected(rows):.1%} detected, "
+        f"{len(rows)} bugs: {share_detected(rows):.1%} detected, "
         f"{share_placed(rows):.1%} in the right component",
-        f"overfit one batch + initial loss alone: {taught:.1%}",
-        f"the loss curve alone: {curve:.1%}",
-        f"all checks of one model: {static:.2f} s (median)",
+        f"overfit one batch + initial loss alone: {len(taught) / len(rows):.1%}",
+        f"the loss curve alone: {len(curve) / len(rows):.1%}",
+        f"all checks of one model: {statistics.median(row.seconds for row in rows):.2f} s (median)",
     ]
     return "\n".join(lines)
 

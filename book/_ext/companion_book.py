@@ -3,7 +3,7 @@
 - keys the execution cache on the package's source, so that a changed package runs its pages again;
 - writes the API reference from what can be imported;
 - renders formulas as MathML, which browsers draw without a script;
-- shows the ledger of claims.
+- shows the ledger of claims and the zoo of bugs.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ import cache_key
 import claims_page
 import mathml
 import reference
+import zoo_page
 
 
 def _root(app: Sphinx) -> Path:
@@ -81,6 +82,8 @@ def setup(app: Sphinx) -> dict[str, Any]:
     app.add_html_math_renderer("mathml", (mathml.visit_inline, None), (mathml.visit_block, None))
     app.add_node(claims_page.LedgerPlace)
     app.add_directive("claims-ledger", claims_page.ClaimsLedger)
+    for name, directive in zoo_page.DIRECTIVES.items():
+        app.add_directive(name, directive)
     app.connect("doctree-resolved", claims_page.fill_tables)
     app.connect("env-updated", claims_page.rewrite_ledger)
     return {"version": "1", "parallel_read_safe": True, "parallel_write_safe": True}

@@ -80,7 +80,7 @@ def diagnose(
     from companion.debugging import diagnose as examine
     from companion.debugging import read_records
     from companion.debugging.adapters import subjects_from
-    from companion.debugging.locating import located
+    from companion.debugging.adapters.locating import located
 
     torch.set_num_threads(threads or settings.threads)
     named = {"train_step": train_step, "optimizer": optimizer, "schedule": schedule, "loss": loss}
@@ -124,7 +124,7 @@ def _data(
 
 def _loader(text: str) -> Any:
     """Call what makes a loader."""
-    from companion.debugging.locating import located
+    from companion.debugging.adapters.locating import located
 
     made = located(text)()
     if not hasattr(made, "__iter__"):

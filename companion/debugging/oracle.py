@@ -241,4 +241,4 @@ def weights_behind(merged: Tensor, value: Tensor, heads: int, of_head: int) -> t
     v = v.repeat_interleave(heads // v.size(1), dim=1)
     weights = out @ torch.linalg.pinv(v)
     missing = (weights @ v - out).norm() / out.norm().clamp(min=1e-12)
-    return weights, float(missing)
+    return weights, float(missing.detach())

@@ -14,7 +14,7 @@ import transformers as hf
 from torch import nn
 
 from companion.debugging import recipe
-from companion.debugging.checks import CHECKS, batches, behaviour, modes, outputs
+from companion.debugging.checks import CHECKS, batches, behaviour, fresh, modes, outputs
 from companion.debugging.subject import Subject
 from companion.debugging.zoo.subjects import reference_subject
 from companion.models import transformer
@@ -293,7 +293,7 @@ def test_checks_say_where_they_cannot_tell():
     for name in ("causality", "the past is seen", "prefixes give the same scores"):
         assert CHECKS[name](classifier).status == "not applicable"
     assert behaviour.both_sides_are_seen(decoder).status == "not applicable"
-    assert outputs.initial_loss(replace(decoder, fresh=False)).summary == "the model is trained"
+    assert fresh.initial_loss(replace(decoder, fresh=False)).summary == "the model is trained"
     assert outputs.logits_are_not_probabilities(replace(decoder, loss=None)).status == "not applicable"
     assert modes.dropout_acts_in_training(reference_subject(CAUSAL, dropout=0.0)).status == "not applicable"
     short = replace(classifier, max_length=8)

@@ -221,12 +221,19 @@ def test_the_recipe_gives_no_alarm(kind, settings):
             (ZERO, "    model.zero_grad()\n"),
             (CLIP, "    nn.utils.clip_grad_value_(model.parameters(), 0.1)\n"),
         ],
-        [("    model.train()\n    optimizer", "    optimizer")],
     ],
-    ids=["zero at the end", "zeros kept", "no clipping", "SGD", "model.zero_grad", "mode left to the loop"],
+    ids=["zero at the end", "zeros kept", "no clipping", "SGD", "model.zero_grad"],
 )
 def test_steps_written_otherwise_give_no_alarm(edits):
     assert alarms(broken(*edits), STEP_CHECKS + OPTIMIZER_CHECKS[:3]) == []
+
+
+def test_the_mode_may_be_left_to_the_loop_unless_an_evaluation_changes_it():
+    subject = broken(("    model.train()\n    optimizer", "    optimizer"))
+    assert alarms(replace(subject, evaluate=None), STEP_CHECKS + OPTIMIZER_CHECKS[:3]) == []
+    found = steps.training_mode(subject)
+    assert found.is_problem and found.component == "dropout"
+    assert "next training step" in found.summary
 
 
 @pytest.mark.parametrize("step", [plain, only_the_first])

@@ -12,7 +12,7 @@ from planted import planted
 from torch import nn
 from transformers import AlbertConfig, AlbertForMaskedLM
 
-from companion.debugging.checks import blocks, structure
+from companion.debugging.checks import blocks, places, structure
 from companion.debugging.subject import Subject
 from companion.debugging.zoo.subjects import reference_subject
 
@@ -26,8 +26,8 @@ CHECKS = [
     blocks.token_separation,
     blocks.normalisation_effect,
     blocks.feed_forward_nonlinearity,
-    blocks.position_rows,
-    blocks.position_information,
+    places.position_rows,
+    places.position_information,
 ]
 TIE = "self.head.weight = self.tokens.weight"
 LIST = "self.blocks = nn.ModuleList(Block(config, layer) for layer in range(config.layers))"
@@ -123,10 +123,10 @@ FAULTS = {
         [("self.activation(self.expand(x))", "self.expand(x)")],
     ),
     "identity": (blocks.feed_forward_nonlinearity, [('"gelu": nn.GELU()', '"gelu": nn.Identity()')]),
-    "one row": (blocks.position_rows, [(ROWS, "x = x + self.positions(places * 0)")]),
-    "detached rows": (blocks.position_rows, [(ROWS, "x = x + self.positions(places).detach()")]),
-    "rows repeat": (blocks.position_rows, [(ROWS, "x = x + self.positions(places % 16)")]),
-    "no positions": (blocks.position_information, [(ROWS, "pass")]),
+    "one row": (places.position_rows, [(ROWS, "x = x + self.positions(places * 0)")]),
+    "detached rows": (places.position_rows, [(ROWS, "x = x + self.positions(places).detach()")]),
+    "rows repeat": (places.position_rows, [(ROWS, "x = x + self.positions(places % 16)")]),
+    "no positions": (places.position_information, [(ROWS, "pass")]),
 }
 
 
@@ -165,7 +165,7 @@ def test_positions_that_stand_still_are_found(positions):
         "places = 0 * (attention_mask.long().cumsum(dim=1) - 1)",
     )
     for kind in ("classification", "causal language model"):
-        assert blocks.position_information(planted(edit, kind=kind, positions=positions)).is_problem
+        assert places.position_information(planted(edit, kind=kind, positions=positions)).is_problem
 
 
 def test_other_peoples_models_with_a_fault():

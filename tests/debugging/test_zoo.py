@@ -25,7 +25,7 @@ from companion.debugging.zoo import (
 from companion.debugging.zoo.baselines import looks_different, taught_checks_alarm
 from companion.debugging.zoo.behaviours import KINDS, behaviours, differences, first_difference
 from companion.debugging.zoo.bug import Bug
-from companion.debugging.zoo.matrix import Cell, Row, matrix, share_detected, share_placed
+from companion.debugging.zoo.matrix import Row, matrix, share_detected, share_placed
 from companion.debugging.zoo.measure import Judged, judged, measured
 from companion.debugging.zoo.page import bug_table, matrix_table
 from companion.debugging.zoo.subjects import fresh_reviews, reference_subject, reviews, toy_splits
@@ -177,14 +177,16 @@ def test_matrix_and_shares():
             )
         return Finding("future", "problem" if moved > 1e-3 else "ok", "it moved", "attention")
 
-    checks = {"future": Check("future", "model", "attention", "?", (), False, 0.5, loud)}
+    checks = [Check("future", "model", "attention", "?", (), False, 0.5, loud)]
     bugs = [named("no-causal-mask"), named("padding-seen"), named("decay-on-everything")]
     rows = matrix(bugs, checks)
-    assert [row.cells[0].status for row in rows] == ["problem", "not applicable", "ok"]
+    assert [row.findings[0].status for row in rows] == ["problem", "not applicable", "ok"]
     assert share_detected(rows) == share_placed(rows) == pytest.approx(1 / 3)
-    twice = Row(
-        "x", "loss", (Cell("a", "problem", "loss", 0.2, 0.0), Cell("b", "problem", "labels", 0.9, 0.0))
+    unlike = (
+        Finding("a", "problem", "one thing", "loss", likelihood=0.2),
+        Finding("b", "problem", "another", "labels", likelihood=0.9),
     )
+    twice = Row("x", "loss", unlike)
     assert twice.detected and not twice.placed and twice.problems[0].check == "b"
 
 
@@ -197,8 +199,10 @@ def test_the_baselines_see_what_is_loud_and_nothing_else():
 
 
 def test_the_page_is_made_of_the_results_and_can_be_read_aloud():
-    row = Row("mask-added", "attention", (Cell("future", "problem", "attention", 0.9, 0.01),))
-    quiet = Row("no-warm-up", "schedule", (Cell("future", "ok", "attention", 0.9, 0.01),))
+    row = Row(
+        "mask-added", "attention", (Finding("future", "problem", "it moved", "attention", likelihood=0.9),)
+    )
+    quiet = Row("no-warm-up", "schedule", (Finding("future", "ok", "it did not", "attention"),))
     table = bug_table(BUGS, [row, quiet])
     assert table.count('<th scope="row">') == len(BUGS) and "<caption>" in table
     assert table.count('scope="col"') == 5 and "future" in table and "not measured" in table

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -15,7 +15,12 @@ from companion.debugging.finding import Finding
 from companion.debugging.oracle import Variation, attend, right_ways, weights_behind, wrong_ways
 from companion.debugging.subject import Subject, seeded
 
-__all__ = ["attention_comparison", "attention_dropout", "attention_weights"]
+__all__ = [
+    "attention_comparison",
+    "attention_dropout",
+    "attention_weights",
+    "dropout_comes_after_softmax",
+]
 
 SAME = 1e-4
 """Share of the output's spread up to which two ways to compute attention are one."""
@@ -354,3 +359,46 @@ def _drops(subject: Subject, part: AttentionPart) -> bool | None:
     if len(seen) != 2 or not torch.equal(seen[0].query, seen[1].query):
         return None  # something else is random
     return not torch.equal(seen[0].merged, seen[1].merged)
+
+
+@check(family="model", component="dropout", needs=("make_model",), likelihood=0.5)
+def dropout_comes_after_softmax(subject: Subject) -> Finding:
+    """Does the dropout of attention act on weights, and not on scores?"""
+    sums: dict[str, float] = {}
+    for part, trained in _dropping(subject):
+        of_head = part.merged.size(-1) // part.heads[0]
+        weights, unexplained = weights_behind(trained.merged, trained.value, part.heads[0], of_head)
+        if unexplained < 1e-3:
+            sums[part.name] = float((weights.detach().sum(dim=-1) - 1).abs().max())
+    if not sums:
+        raise NotApplicable("no attention was seen to drop weights")
+    wrong = [name for name, off in sums.items() if off < SAME]
+    evidence = {"modules": float(len(sums)), "largest sum of a row minus 1": max(sums.values())}
+    if not wrong:
+        return dropout_comes_after_softmax.ok("dropped weights leave rows that do not sum to 1", evidence)
+    return dropout_comes_after_softmax.problem(
+        f"in {len(wrong)} of {len(sums)} attention modules the weights change in training, and each row "
+        "still sums to 1: what is dropped are scores",
+        evidence,
+        where=", ".join(wrong),
+        why="A score of 0 is no weight of 0: a token whose score was dropped may be looked at all the more.",
+        fix="Apply the dropout to what softmax returns.",
+    )
+
+
+def _dropping(subject: Subject) -> Iterator[tuple[AttentionPart, AttentionPart]]:
+    """Yield each attention whose output changes in training, as seen without and with dropout."""
+    model = subject.model(jitter=True)
+    ids = subject.ids(3, 4)  # fewer tokens than a head is wide: only then its weights can be told
+    calls = observe(model, lambda it: subject.scores(it, ids, None))
+    for part in attention_parts(model, calls):
+        if len(part.heads) != 1 or part.merged.size(-1) // part.heads[0] < ids.size(1) or part.project:
+            continue
+        part.module.train()
+        with seeded(0):
+            seen = attention_parts(model, observe(model, lambda it: subject.scores(it, ids, None)))
+        part.module.eval()
+        for trained in seen:
+            same_input = trained.name == part.name and torch.equal(trained.query, part.query)
+            if same_input and not torch.equal(trained.merged, part.merged):
+                yield part, trained

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from companion.debugging.checks.check import NotApplicable, check
-from companion.debugging.checks.probing import MOVED, first_to_move, other_token, probe
+from companion.debugging.checks.probing import MOVED, first_to_move, probe
 from companion.debugging.finding import Finding
 from companion.debugging.subject import Subject
 
@@ -28,8 +28,14 @@ def batch_independence(subject: Subject) -> Finding:
         return batch_independence.ok(
             f"the others in a batch move nothing ({moved:.1e} spreads)", {"moved": moved}
         )
-    other = torch.cat([ids[:1], other_token(subject, ids[1:], slice(None))])
-    culprit = first_to_move(look.model, lambda: look(ids), lambda: look(other), lambda x: x[:1])
+    row = int((together - alone).flatten(1).abs().amax(dim=1).argmax())
+    culprit = first_to_move(
+        look.model,
+        lambda: look(ids[row : row + 1]),
+        lambda: look(ids),
+        lambda x: x,
+        lambda x: x[row : row + 1],
+    )
     return batch_independence.problem(
         f"a text's scores move by {moved:.2g} spreads when two others are in its batch; expected 0",
         {"moved": moved},

@@ -1,4 +1,4 @@
-"""Blocks at work: residual sums, tokens kept apart, norms, the bend in the feed-forward part, positions."""
+"""Blocks at work: residual sums, tokens kept apart, norms, the bend in the feed-forward part."""
 
 from __future__ import annotations
 
@@ -11,7 +11,6 @@ from companion.debugging.anatomy import (
     Call,
     attention_parts,
     block_lists,
-    config_value,
     inside,
     is_linear,
     is_norm,
@@ -24,16 +23,17 @@ from companion.debugging.finding import Component, Finding
 from companion.debugging.subject import Subject, seeded
 
 __all__ = [
+    "blocks_of",
     "feed_forward_nonlinearity",
     "normalisation_effect",
-    "position_information",
-    "position_rows",
     "residual_path",
     "token_separation",
+    "watch",
 ]
 
 
-def _watch(subject: Subject, model: nn.Module, ids: Tensor, mask: Tensor | None) -> list[Call]:
+def watch(subject: Subject, model: nn.Module, ids: Tensor, mask: Tensor | None) -> list[Call]:
+    """Call a subject's model, and return what each of its modules was given and gave."""
     with seeded(0):
         return observe(model, lambda it: subject.scores(it, ids, mask))
 
@@ -45,7 +45,8 @@ def _silence(modules: list[nn.Module]) -> None:
             parameter.zero_()
 
 
-def _blocks(model: nn.Module, calls: list[Call]) -> list[tuple[str, nn.Module]]:
+def blocks_of(model: nn.Module, calls: list[Call]) -> list[tuple[str, nn.Module]]:
+    """Return all blocks with their names."""
     return [block for blocks in block_lists(model, calls).values() for block in blocks]
 
 
@@ -63,8 +64,8 @@ def residual_path(subject: Subject) -> Finding:
     """Does what goes into a block come through, beside what its parts add?"""
     ids, mask = padded_ids(subject, 2, 8)
     model = subject.model(jitter=True)
-    calls = _watch(subject, model, ids, mask)
-    blocks = _blocks(model, calls)
+    calls = watch(subject, model, ids, mask)
+    blocks = blocks_of(model, calls)
     attention = _attention_names(model, calls)
     if not blocks:
         raise NotApplicable("no list of blocks was found")
@@ -102,8 +103,8 @@ def _first_lost(
     model = subject.model(jitter=True)
     modules = dict(model.named_modules())
     _silence([modules[name] for name in matrices])
-    calls = _watch(subject, model, ids, mask)
-    blocks = {id(module) for _, module in _blocks(model, calls)}
+    calls = watch(subject, model, ids, mask)
+    blocks = {id(module) for _, module in blocks_of(model, calls)}
     for call in calls:
         if id(call.module) in blocks:
             before, after = (float(x.detach().flatten(0, 1).std(0).mean()) for x in (call.input, call.output))
@@ -117,7 +118,7 @@ def token_separation(subject: Subject) -> Finding:
     """Does a token stay by itself wherever attention is switched off?"""
     ids, mask = padded_ids(subject, 3, 8)
     model = subject.model(jitter=True)
-    calls = _watch(subject, model, ids, mask)
+    calls = watch(subject, model, ids, mask)
     attention = _attention_names(model, calls)
     outputs = [part.output_name for part in attention_parts(model, calls)]
     outputs += [name for name, module in model.named_modules() if isinstance(module, nn.MultiheadAttention)]
@@ -128,7 +129,7 @@ def token_separation(subject: Subject) -> Finding:
         for inner, child in module.named_children()
         if is_linear(child)
     ]
-    blocks = {name for name, _ in _blocks(model, calls)}
+    blocks = {name for name, _ in blocks_of(model, calls)}
     without = [block for block in blocks if not any(inside(name, block) for name in outputs)]
     if not blocks or without or not attention:
         raise NotApplicable("not every block has an attention that could be switched off")
@@ -166,7 +167,7 @@ def _silent_calls(
         for name in ("dropout", "attention_dropout"):
             if isinstance(vars(module).get(name), float):
                 setattr(module, name, 0.0)
-    return _watch(subject, model, ids, mask)
+    return watch(subject, model, ids, mask)
 
 
 def _mixing(call: Call, moved: float, training: bool) -> Finding:
@@ -190,7 +191,7 @@ def normalisation_effect(subject: Subject) -> Finding:
     model = subject.model(jitter=True)
     calls = [
         call
-        for call in _watch(subject, model, ids, mask)
+        for call in watch(subject, model, ids, mask)
         if is_norm(call.module)
         and not call.kwargs
         and len(call.args) == 1
@@ -224,10 +225,10 @@ def feed_forward_nonlinearity(subject: Subject) -> Finding:
     """Does something bend between the two maps of the feed-forward part?"""
     ids, mask = padded_ids(subject, 4, 16)
     model = subject.model(jitter=True)
-    calls = _watch(subject, model, ids, mask)
+    calls = watch(subject, model, ids, mask)
     attention = _attention_names(model, calls)
     looked, straight, least = 0, [], float("inf")
-    for block, _ in _blocks(model, calls):
+    for block, _ in blocks_of(model, calls):
         linear = [
             call
             for call in calls
@@ -265,151 +266,3 @@ def _bend(x: Tensor, y: Tensor) -> float:
     x, y = x.double() - x.double().mean(), y.double() - y.double().mean()
     rest = y - x * (x @ y) / (x @ x)
     return float(rest.norm() / y.norm().clamp(min=1e-12))
-
-
-@check(family="model", component="positions", needs=("make_model",), likelihood=0.9)
-def position_rows(subject: Subject) -> Finding:
-    """Does each place have a row of its own in the position table, that is used and differs?"""
-    seq = min(subject.max_length, 64)
-    ids = subject.ids(2, seq)
-    model = subject.model(jitter=True)
-    calls = _watch(subject, model, ids, None)
-    tables = [
-        call
-        for call in calls
-        if isinstance(call.module, nn.Embedding)
-        and call.input.dim() in (1, 2)
-        and call.input.size(-1) == seq
-        and (_of_places(call.name) or _counts_up(call.input))
-    ]
-    buffers = [
-        (
-            name,
-            tensor.detach().squeeze().flatten(1) if tensor.squeeze().dim() > 2 else tensor.detach().squeeze(),
-        )
-        for name, tensor in model.named_buffers()
-        if ("pos" in name.lower() or name.rpartition(".")[2] in ("pe", "sinusoids"))
-        and tensor.is_floating_point()
-        and tensor.squeeze().dim() == 2
-        and tensor.squeeze().size(0) >= seq
-    ]
-    flat = [
-        name for name, rows in buffers if float((rows[1:seq] - rows[: seq - 1]).abs().amax(-1).min()) < 1e-6
-    ]
-    if flat:
-        return _lost_rows(flat[0], "rows next to each other are equal", {"rows": seq})
-    for call in tables:
-        used = len(set(call.input.reshape(-1, seq)[0].tolist()))
-        if used < seq:
-            return _lost_rows(call.name, f"{seq} places use {used} rows", {"places": seq, "rows": used})
-    trained = [
-        (f"{call.name}.weight", _weight(call.module), call.input.reshape(-1, seq)[0]) for call in tables
-    ]
-    trained += [
-        (name, parameter, torch.arange(seq))
-        for name, parameter in model.named_parameters()
-        if _of_places(name) and not name.endswith((".weight", ".bias")) and parameter.squeeze().dim() == 2
-        and parameter.squeeze().size(0) >= seq
-    ]  # fmt: skip
-    trained = [(name, weight, rows) for name, weight, rows in trained if weight.requires_grad]
-    for name, weight, rows in trained:
-        silent = _silent_rows(subject, model, ids, weight, rows)
-        if silent:
-            return _lost_rows(
-                name, f"{silent} of {seq} rows move no score", {"places": seq, "silent": silent}
-            )
-    if not (tables or trained or buffers):
-        raise NotApplicable("no position table was found")
-    return position_rows.ok(f"each of {seq} places has a row of its own", {"places": seq})
-
-
-def _weight(module: nn.Module) -> Tensor:
-    weight = module.weight
-    return weight if isinstance(weight, Tensor) else torch.empty(0)
-
-
-def _of_places(name: str) -> bool:
-    """Whether a name is that of a table of places, not of distances."""
-    words = name.lower().split(".")
-    absolute = any(word.startswith("pos") or "position" in word or word == "wpe" for word in words)
-    return absolute and not any("rel" in word or "bias" in word for word in words)
-
-
-def _counts_up(rows: Tensor) -> bool:
-    return bool((rows.diff(dim=-1) == 1).all()) and rows.size(-1) > 2
-
-
-def _silent_rows(subject: Subject, model: nn.Module, ids: Tensor, weight: Tensor, rows: Tensor) -> int:
-    scores = subject.scores(model, ids, None)
-    scale = torch.randn(scores.shape, generator=torch.Generator().manual_seed(0))
-    (grad,) = torch.autograd.grad((scores * scale).sum(), weight, allow_unused=True)
-    if grad is None:
-        return len(rows)
-    return int((grad.squeeze()[rows].abs().amax(-1) == 0).sum())
-
-
-def _lost_rows(name: str, said: str, evidence: dict[str, float]) -> Finding:
-    return position_rows.problem(
-        f"{name}: {said}",
-        evidence,
-        where=name,
-        why="The model cannot tell places apart: a text is a bag of words to it.",
-        fix="Look up torch.arange(seq), or the running count of real tokens, one row for each place.",
-    )
-
-
-@check(family="model", component="positions", needs=("make_model",), likelihood=0.8)
-def position_information(subject: Subject) -> Finding:
-    """Does the order of the words reach the first blocks?"""
-    model = subject.model(jitter=True)
-    seq = min(8, subject.max_length)
-    ids = subject.ids(16, seq)
-    if len(set(ids.flatten().tolist())) < seq - 2:
-        raise NotApplicable("too few different words to change their order")
-    order = torch.cat([torch.arange(seq - 1).flip(0), torch.tensor([seq - 1])])
-    with torch.no_grad():  # attention that sees one token alone would see it at any place
-        for part in attention_parts(model, _watch(subject, model, ids, None)):
-            for module in part.modules[:2] if not part.fused else ():
-                for parameter in module.parameters():
-                    parameter.mul_(0.2)
-    calls, turned = _watch(subject, model, ids, None), _watch(subject, model, ids[:, order], None)
-    blocks = {id(block) for _, block in _blocks(model, calls)}
-    pairs = [
-        (one, two)
-        for one, two in zip(calls, turned, strict=False)
-        if id(one.module) in blocks and one.output.shape[:2] == ids.shape
-    ]
-    if not pairs:
-        raise NotApplicable("no list of blocks was found")
-    one, two = pairs[0]
-    # In the first block a decoder's last token takes a mean over all that came before, in any order.
-    moved = float((one.output[:, -1] - two.output[:, -1]).detach().abs().max())
-    spread = float(one.output.detach().std())
-    if moved > 1e-3 * spread:
-        return position_information.ok(
-            f"turning the words around moves the last token by {moved:.2g} in the first block",
-            {"moved": moved},
-        )
-    if subject.causal and not _claims_positions(model):
-        raise NotApplicable("no positions, and a decoder can do without")
-    if moved > 1e-5 * spread:
-        raise NotApplicable(
-            f"turning the words around moves the last token by {moved:.2g}: too little to tell"
-        )
-    return position_information.problem(
-        f"turning the words around moves the last token by {moved:.2g} in {one.name}; expected more than 0",
-        {"moved": moved, "spread": spread},
-        where=one.name,
-        why="The model cannot tell the order of words.",
-        fix="Add position vectors to the words, or turn queries and keys: with places that count up.",
-    )
-
-
-def _claims_positions(model: nn.Module) -> bool:
-    """Whether something in a model says that it has positions."""
-    said = config_value(model, ("positions", "position_embedding_type", "rope_theta", "rope_parameters"))
-    names = [name.lower() for name, _ in (*model.named_parameters(), *model.named_buffers())]
-    marks = ("pos", "wpe", "rope", "rotary", "inv_freq")
-    return (said is not None and said not in ("none", "nope", False)) or any(
-        mark in name for name in names for mark in marks
-    )

@@ -178,3 +178,24 @@ def _silence(model: nn.Module) -> None:
                 "drop" in name or (name == "p" and isinstance(module, _DropoutNd))
             ):
                 setattr(module, name, 0.0)
+
+
+@check(family="model", component="dropout", needs=("make_model",), likelihood=0.7)
+def dropout_rates(subject: Subject) -> Finding:
+    """Is more kept than dropped?"""
+    droppers = {
+        name: module.p for name, module in subject.model().named_modules() if isinstance(module, _DropoutNd)
+    }
+    if not any(droppers.values()):
+        raise NotApplicable("the model has no dropout module with a rate above 0")
+    high = {name: rate for name, rate in droppers.items() if rate > 0.7}
+    evidence = {"highest": max(droppers.values()), "dropouts": float(len(droppers))}
+    if not high:
+        return dropout_rates.ok(f"the highest rate is {evidence['highest']:g}", evidence)
+    return dropout_rates.problem(
+        f"{len(high)} of {len(droppers)} dropouts drop {max(high.values()):.0%} of what they are given",
+        evidence,
+        where=_short(", ".join(high)),
+        why="Next to nothing comes through in training, and what does is scaled up many times.",
+        fix="nn.Dropout takes the share to drop, not the share to keep.",
+    )

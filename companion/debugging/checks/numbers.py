@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from companion.data import Batch
 from companion.debugging.checks.check import NotApplicable, check
+from companion.debugging.checks.probing import component_of
 from companion.debugging.finding import Finding
 from companion.debugging.nonfinite import first_nonfinite, first_nonfinite_gradient, statistics_of
 from companion.debugging.subject import Subject, seeded
@@ -54,6 +55,7 @@ def _bad_forward(subject: Subject, model: nn.Module, ids: Tensor, mask: Tensor |
         f"{name} is the first to give a number that is not finite{said}",
         {"scores": seen.elements, "scores not finite": count},
         where=found.module if found else "",
+        component=component_of(found.module, model.get_submodule(found.module)) if found else None,
         why="NaN spreads: one in a batch is in every weight after the next step.",
         fix="Look for a division by zero, the logarithm of zero, a row of attention that sees nothing and is "
         "masked with minus infinity, or a number too large for the dtype.",
@@ -80,6 +82,7 @@ def _bad_backward(subject: Subject, model: nn.Module, batch: Batch) -> Finding |
         f"the gradient of {found.parameter} is the first that is not finite: {found.gradient}",
         {"loss": float(value.detach()), "not finite": found.gradient.nan + found.gradient.infinite},
         where=found.parameter,
+        component=component_of(found.parameter, model),
         why="The next step puts it into the weights.",
         fix="Between this parameter and the loss something has no finite slope: a root or a norm at zero, "
         "a power of zero, a masked branch that divides by zero.",

@@ -113,7 +113,7 @@ def adam_settings(subject: Subject) -> Finding:
     model, optimizer = made(subject)
     group = optimizer.param_groups[0]
     if "betas" not in group or len(group["betas"]) != 2:
-        raise NotApplicable("the optimizer is no Adam")
+        return _unnamed_means(subject)
     first, second = (float(beta) for beta in group["betas"])
     eps = group.get("eps")
     eps = float(eps) if isinstance(eps, int | float) else 0.0
@@ -132,29 +132,75 @@ def adam_settings(subject: Subject) -> Finding:
     evidence["first step / learning rate"] = ratio
     uncorrected = (1 - first) / math.sqrt(1 - second)
     if abs(uncorrected - 1) > 0.3 and abs(ratio / uncorrected - 1) < 0.05:
-        return adam_settings.problem(
-            f"the first step is {ratio:.3g} times the learning rate, expected 1: "
-            "the running means are not corrected for starting at zero",
-            evidence,
-            why="The first hundreds of steps have the wrong size, as if the learning rate were another one.",
-            fix="Divide the means by 1 - beta ** step (Kingma & Ba, 2015, algorithm 1), or use "
-            "torch.optim.AdamW.",
-        )
+        return _uncorrected(ratio, evidence)
     return adam_settings.ok(f"betas are {first:g} and {second:g}, eps is {eps:g}", evidence)
 
 
-def _first_step(model: nn.Module, optimizer: torch.optim.Optimizer) -> float:
-    """Return how far a weight goes in the first step with a gradient of 1 everywhere, in learning rates."""
+def _unnamed_means(subject: Subject) -> Finding:
+    """Look at an optimizer that does not tell its betas: is its first step that of an uncorrected Adam?"""
+    small, large = (_first_step(*made(subject), gradient=size) for size in (1.0, 100.0))
+    if abs(large / small - 1) > 0.01:
+        raise NotApplicable("the optimizer is no Adam")
+    usual = [(1 - 0.9) / math.sqrt(1 - second) for second in (0.999, 0.98, 0.95)]
+    evidence = {"first step / learning rate": small}
+    if not any(abs(small / uncorrected - 1) < 0.02 for uncorrected in usual):
+        return adam_settings.ok(f"the first step is {small:.3g} times the learning rate", evidence)
+    return _uncorrected(small, evidence)
+
+
+def _uncorrected(ratio: float, evidence: dict[str, float]) -> Finding:
+    return adam_settings.problem(
+        f"the first step is {ratio:.3g} times the learning rate, expected 1: "
+        "the running means are not corrected for starting at zero",
+        evidence,
+        why="The first hundreds of steps have the wrong size, as if the learning rate were another one.",
+        fix="Divide the means by 1 - beta ** step (Kingma & Ba, 2015, algorithm 1), or use "
+        "torch.optim.AdamW.",
+    )
+
+
+def _first_step(model: nn.Module, optimizer: torch.optim.Optimizer, *, gradient: float = 1.0) -> float:
+    """Return how far a weight goes in the first step with one gradient everywhere, in learning rates."""
     group = max(optimizer.param_groups, key=lambda group: rate_of(group) if group["params"] else -1.0)
     if not rate_of(group):
         raise NotApplicable("the learning rate is zero")
     for parameter in model.parameters():
-        parameter.grad = torch.ones_like(parameter)
+        parameter.grad = torch.full_like(parameter, gradient)
     watched: Tensor = group["params"][0]
     before = watched.detach().clone()
     optimizer.step()
     moved = before * (1 - rate_of(group) * float(group.get("weight_decay") or 0)) - watched.detach()
     return float(moved.median()) / rate_of(group)
+
+
+@check(family="training", component="optimizer", needs=_NEEDS, likelihood=0.4)
+def decay_is_proportional(subject: Subject) -> Finding:
+    """Does weight decay shrink large weights more than small ones?"""
+    model, optimizer = made(subject)
+    groups = [group for group in optimizer.param_groups if group["params"] and group.get("weight_decay")]
+    if not groups:
+        raise NotApplicable("there is no weight decay")
+    watched: Tensor = max(groups[0]["params"], key=lambda parameter: parameter.numel())
+    with torch.no_grad():
+        watched.copy_(torch.linspace(0.1, 1.0, watched.numel()).view_as(watched))
+    before = watched.detach().clone()
+    for parameter in model.parameters():
+        parameter.grad = torch.zeros_like(parameter)
+    optimizer.step()
+    moved = (before - watched.detach()).flatten()
+    if not bool((moved.abs() > 0).any()):
+        raise NotApplicable("without a gradient the optimizer leaves weights as they are")
+    share = float(moved[0] / moved[-1])
+    evidence = {"smallest weight's step / largest weight's": share, "smallest / largest weight": 0.1}
+    if share < 0.5:
+        return decay_is_proportional.ok("a tenth of the weight shrinks by a tenth", evidence)
+    return decay_is_proportional.problem(
+        f"a weight ten times smaller shrinks {share:.2g} times as much; expected 0.1",
+        evidence,
+        why="The decay goes through Adam's division by the size of the gradient: what is rarely used is "
+        "pulled to zero at full speed, and the number given as weight decay means little.",
+        fix="Use AdamW, which takes the decay off the weights themselves (Loshchilov & Hutter, 2019).",
+    )
 
 
 @check(family="training", component="schedule", needs=(*_NEEDS, "make_schedule"), likelihood=0.6)

@@ -96,13 +96,16 @@ def _padding_leaks(look: Probe, row: Row) -> bool:
 
 
 def _moved_first(look: Probe, one: Row, other: Row) -> Culprit:
-    return first_to_move(
+    found = first_to_move(
         look.model,
         lambda: look(one.ids, one.mask, places=one.places),
         lambda: look(other.ids, other.mask, places=other.places),
         one.real_part,
         other.real_part,
     )
+    if not found.where and not look.subject.by_token:
+        return Culprit("how one vector of a text is made of those of its tokens", "embeddings and head")
+    return found
 
 
 def _padded(subject: Subject) -> bool:

@@ -220,8 +220,8 @@ def first_to_move(
 
 def component_of(name: str, module: nn.Module) -> Component | None:
     """Return what a module is, by its own name and type, or else by the nearest parent that says it."""
-    kind = type(module).__name__.lower()
-    for part in (kind, *reversed(name.lower().split("."))):
+    own, *parents = reversed(name.lower().split("."))
+    for part in (own, type(module).__name__.lower(), *parents):
         for component, signs in _PARTS:
             if any(sign.strip(".") in part for sign in signs):
                 return component

@@ -258,7 +258,27 @@ def training_mode(subject: Subject) -> Finding:
             fix=fix,
             where="the training step",
         )
+    if subject.evaluate is not None and _stays_in_evaluation(subject, batch):
+        return training_mode.problem(
+            "the evaluation leaves the model in evaluation mode, and the next training step does not put it "
+            "back: from there on dropout never happens",
+            evidence,
+            component="dropout",
+            why="The first epoch trains with dropout, all others without.",
+            fix=f"{fix} Where the loop does it, all is well.",
+            where="the training step",
+            likelihood=0.4,
+        )
     return training_mode.ok("the model is in training mode while it is trained", evidence)
+
+
+def _stays_in_evaluation(subject: Subject, batch: Batch) -> bool:
+    """Whether a training step that follows an evaluation calls the model in evaluation mode."""
+    assert subject.evaluate is not None
+    model, optimizer = learner(subject)
+    with seeded(0):
+        subject.evaluate(model, [batch])
+    return not all(watch(subject, model, optimizer, [batch], dropout=True).training)
 
 
 @check(family="training", component="training step", needs=_NEEDS, likelihood=0.9)

@@ -86,6 +86,7 @@ def token_ids(subject: Subject) -> Finding:
         )
     outside = sum(count for token, count in ids.items() if not 0 <= token < subject.vocab_size)
     changed = [text for text, once in zip(texts[:50], encoded, strict=False) if encode(text) != once]
+    padded = [ids for ids in encoded if subject.pad_token_id in ids[1:-1]]
     evidence = {
         "smallest id": float(min(ids)),
         "largest id": float(max(ids)),
@@ -101,6 +102,16 @@ def token_ids(subject: Subject) -> Finding:
             where="encode",
             why="This is another tokenizer than the model's: an index error at best, foreign words at worst.",
             fix="Load tokenizer and model from one folder; after adding tokens call resize_token_embeddings.",
+        )
+    if len(padded) > 0.01 * len(texts):
+        return token_ids.problem(
+            f"{len(padded)} of {len(texts)} texts have the padding token {subject.pad_token_id} "
+            "among their words",
+            {**evidence, "with padding inside": float(len(padded))},
+            where="encode",
+            why="A word shares its number with padding: what leaves padding out leaves that word out.",
+            fix="Keep the numbers of special tokens free: begin those of words behind them.",
+            likelihood=0.8,
         )
     if changed:
         return token_ids.problem(

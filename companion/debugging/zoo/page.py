@@ -11,12 +11,10 @@ from companion.debugging.zoo.editing import right_source
 from companion.debugging.zoo.matrix import Row
 from companion.debugging.zoo.measure import Judged
 
-__all__ = ["bug_table", "edits_shown", "matrix_table"]
+__all__ = ["bug_table", "diff_of", "matrix_table"]
 
 Losses = Mapping[str, tuple[Judged, Judged]]
 """By a bug's name: its run, and that of the right code in the same configuration."""
-
-_SIGNS = {"problem": ("●", "found"), "ok": ("", "missed"), "not applicable": ("–", "not applicable")}
 
 
 def bug_table(bugs: Sequence[Bug], rows: Iterable[Row] = (), losses: Losses | None = None) -> str:
@@ -62,26 +60,30 @@ def matrix_table(rows: Sequence[Row]) -> str:
     str
         HTML. A cell says in words, for those who listen, what its sign shows.
     """
-    checks = list(dict.fromkeys(cell.check for row in rows for cell in row.cells))
-    found = {cell.check for row in rows for cell in row.problems}
+    checks = list(dict.fromkeys(finding.check for row in rows for finding in row.findings))
+    found = {finding.check for row in rows for finding in row.findings if finding.is_problem}
     kept = [check for check in checks if check in found]
     body = []
     for row in rows:
-        by_name = {cell.check: cell for cell in row.cells}
-        cells = "".join(_sign(by_name[check].status if check in by_name else "ok") for check in kept)
+        by_name = {finding.check: finding for finding in row.findings}
+        cells = "".join(_cell(by_name[check].status if check in by_name else "ok") for check in kept)
         placed = "right place" if row.placed else "found" if row.detected else "missed"
         body.append(f'<tr><th scope="row">{escape(row.bug)}</th><td>{placed}</td>{cells}</tr>')
     detected, right = sum(row.detected for row in rows), sum(row.placed for row in rows)
     caption = (
         f"Which check finds which bug: {detected} of {len(rows)} found, "
         f"{right} of them in the right component; "
-        f"{len(kept)} of {len(checks)} checks found something"
+        f"{len(kept)} of {len(checks)} checks found something. A dot: this check found it. Grey: the check "
+        "did not apply"
     )
-    return _table(caption, ["Bug", "Verdict", *kept], body)
+    table = _table(caption, ["Bug", "Verdict", *kept], body)
+    # Wider than any screen: it scrolls in a frame of its own, by keyboard too.
+    frame = '<div class="zoo-matrix" role="region" aria-label="The matrix of bugs by checks" tabindex="0">'
+    return f"{frame}\n{table}</div>\n"
 
 
-def edits_shown(bug: Bug) -> str:
-    """Return a bug's edits as Markdown: whole lines of the right code, and of what somebody wrote."""
+def diff_of(bug: Bug) -> str:
+    """Return a bug's edits as a diff: whole lines of the right code, and of what somebody wrote."""
     parts = []
     for edit in bug.edits:
         source = right_source(edit.file)
@@ -92,14 +94,14 @@ def edits_shown(bug: Bug) -> str:
         before = source[first:last]
         after = source[first:start] + edit.after + source[end:last]
         lines = [f"-{line}" for line in before.splitlines()] + [f"+{line}" for line in after.splitlines()]
-        parts.append("\n".join((f"```diff\n# {edit.file}.py", *lines, "```")))
+        parts.append("\n".join((f"# {edit.file}.py", *lines)))
     return "\n\n".join(parts)
 
 
 def _caught(row: Row | None) -> str:
     if row is None:
         return "not measured"
-    names = list(dict.fromkeys(cell.check for cell in row.problems))
+    names = list(dict.fromkeys(problem.check for problem in row.problems))
     return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "") or "nothing"
 
 
@@ -114,9 +116,12 @@ def _nats(loss: float | None) -> str:
     return "not a number" if loss is None else f"{loss:.2f}"
 
 
-def _sign(status: str) -> str:
-    sign, words = _SIGNS[status]
-    return f'<td><span aria-hidden="true">{sign}</span><span class="visually-hidden">{words}</span></td>'
+def _cell(status: str) -> str:
+    """Return a cell of the matrix: most of them say nothing, and a page of words for them would be heavy."""
+    if status == "problem":
+        words = '<span aria-hidden="true">●</span><span class="visually-hidden">found</span>'
+        return f'<td class="found">{words}</td>'
+    return "<td></td>" if status == "ok" else '<td class="silent"></td>'
 
 
 def _table(caption: str, columns: Sequence[str], body: Sequence[str]) -> str:

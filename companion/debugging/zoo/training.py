@@ -113,33 +113,6 @@ BUGS = (
         ),
     ),
     Bug(
-        name="clip-missing",
-        title="Gradients are not clipped",
-        family="training",
-        component="training step",
-        edits=(
-            Edit(
-                "recipe",
-                """\
-    nn.utils.clip_grad_norm_(model.parameters(), settings.max_grad_norm)
-    optimizer.step()
-""",
-                "    optimizer.step()\n",
-            ),
-        ),
-        kind="causal language model",
-        symptom="The curve looks normal until a batch with a huge gradient comes.",
-        why="The setting is there, and nobody reads it.",
-        fix="Clip between backward and step.",
-        hint="What is the norm of the gradients that the optimizer sees?",
-        settings={"max_grad_norm": 0.1},
-        equivalent_where=Configuration(
-            kind="causal language model",
-            settings={"max_grad_norm": 1000000000.0},
-            because="nothing is clipped by a limit that is never reached",
-        ),
-    ),
-    Bug(
         name="never-in-training-mode",
         title="The model is not put back into training mode",
         family="training",

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from companion.data import Batch
-from companion.debugging.adapters_batches import BatchForm
-from companion.debugging.adapters_calls import named_call, takes
+from companion.debugging.adapters.batches import BatchForm
+from companion.debugging.adapters.calls import named_call, takes
 from companion.debugging.calling import Scores
 from companion.debugging.subject import Kind, Loss
 

@@ -14,14 +14,14 @@ from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
 
 from companion.data import Batch, Example
-from companion.debugging.adapters_batches import BatchForm, joined, read_batches
-from companion.debugging.adapters_calls import named_call, takes
-from companion.debugging.adapters_losses import loss_of
-from companion.debugging.adapters_models import maker_of, optimizer_maker, schedule_maker
+from companion.debugging.adapters.batches import BatchForm, joined, read_batches
+from companion.debugging.adapters.calls import named_call, takes
+from companion.debugging.adapters.locating import located
+from companion.debugging.adapters.losses import loss_of
+from companion.debugging.adapters.models import maker_of, optimizer_maker, schedule_maker
+from companion.debugging.adapters.sizes import Sizes, probe
 from companion.debugging.calling import Scores, default_scores, mask_name, scores_of
 from companion.debugging.checks.check import NotApplicable
-from companion.debugging.locating import located
-from companion.debugging.probing import Sizes, probe
 from companion.debugging.subject import Kind, MakeModel, Subject, TrainStep, seeded
 from companion.training.records import Evaluation, StepRecord
 
@@ -93,7 +93,7 @@ def subject_from(model: nn.Module | Callable[[], Any] | str | Path, *, task: str
     train_step : callable, optional
         Called by the names of its parameters: ``model``, ``optimizer``, and ``batch``, or ``batches`` or
         ``parts`` for the micro-batches of one step; ``scheduler`` and ``device`` where it must have them. See
-        `companion.debugging.adapters_calls.takes`.
+        `companion.debugging.adapters.calls.takes`.
     batches : iterable, optional
         A loader, of which the first batches are read: dicts, or tuples (inputs, labels).
     splits, label_names, collate, encode, encode_served, evaluate, steps, evaluations, optional
@@ -174,7 +174,7 @@ def _from_text(text: str | Path, kind: str, around: Extras) -> tuple[Any, Extras
         raise FileNotFoundError(
             f"{text} does not exist, expected a model folder, or MODULE:NAME of a function that makes a model"
         )
-    from companion.debugging.adapters_huggingface import opened
+    from companion.debugging.adapters.huggingface import opened
 
     found = opened(folder, kind)
     # Texts are cut where the tokenizer says, if it says anything.
@@ -235,7 +235,7 @@ def _encoder_and_decoder(
             f"{type(model).__name__} is no encoder-decoder of transformers: expected forward(input_ids, "
             "decoder_input_ids, ...) and get_encoder(). Give its two halves as models of their own"
         )
-    from companion.debugging.adapters_huggingface import decoder_scores, fixed_source
+    from companion.debugging.adapters.huggingface import decoder_scores, fixed_source
 
     words = _vocabulary(_first(around.vocab_size, probe(model, default_scores).vocab_size), model)
     raw, form = read_batches(around.batches, _BATCHES)
@@ -264,7 +264,7 @@ def _encoder_and_decoder(
 def _next_words(scores: Scores) -> Callable[..., Tensor]:
     from torch.nn import functional
 
-    from companion.debugging.adapters_losses import targets_of
+    from companion.debugging.adapters.losses import targets_of
 
     def loss(model: nn.Module, batch: Batch) -> Tensor:
         targets = targets_of(batch, "causal language model")
@@ -291,7 +291,7 @@ def _with_source(batch: Batch, source: Callable[[int, int], Tensor], words: int)
 def _scores_of(model: nn.Module, kind: Kind) -> Scores:
     """Return how to call a model: as it is, unless it answers differently than it trains."""
     if hasattr(model, "config") and hasattr(model, "from_pretrained"):
-        from companion.debugging.adapters_huggingface import pretrained_scores
+        from companion.debugging.adapters.huggingface import pretrained_scores
 
         return pretrained_scores(model, kind)  # type: ignore[arg-type]
     names = inspect.signature(model.forward).parameters

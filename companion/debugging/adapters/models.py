@@ -11,7 +11,7 @@ import torch
 from torch import nn
 from torch.nn import Parameter
 
-from companion.debugging.adapters_calls import named_call, takes
+from companion.debugging.adapters.calls import named_call, takes
 from companion.debugging.subject import MakeModel, MakeOptimizer, MakeSchedule, copies_of
 
 __all__ = ["maker_of", "optimizer_maker", "schedule_maker"]
