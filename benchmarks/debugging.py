@@ -13,15 +13,14 @@ import argparse
 import json
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, replace
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import torch
+from store import Store
 
-from companion import artifacts
 from companion.debugging import load_checks
 from companion.debugging.checks import Check
 from companion.debugging.zoo import BUGS, Bug, Configuration, named, subject_of
@@ -54,30 +53,6 @@ def parse() -> argparse.Namespace:
         "--without-slow", dest="slow", action="store_false", help="leave out checks that train"
     )
     return parser.parse_args()
-
-
-class Store:
-    """The measurements so far, in a JSON file: bugs, and the clean runs that they are compared with."""
-
-    def __init__(self, path: Path, settings: dict[str, Any]) -> None:
-        self.path, self.settings = path, settings
-        self.rows: dict[str, dict[str, Any]] = {}
-        if path.exists():
-            stored = json.loads(path.read_text(encoding="utf-8"))
-            if stored["settings"] != settings:
-                raise SystemExit(f"{path} was measured with other checks or settings: give another --out")
-            self.rows = stored["rows"]
-
-    def measured(self, key: str, measure: Callable[[], dict[str, Any]]) -> dict[str, Any]:
-        """Return a stored row, or measure it and store it with date and machine."""
-        if key not in self.rows:
-            stamp = {"date": datetime.now(UTC).isoformat(timespec="seconds"), "machine": artifacts.machine()}
-            row = measure() | stamp
-            self.rows[key] = row
-            with artifacts.staged_file(self.path) as file:
-                file.write_text(json.dumps({"settings": self.settings, "rows": self.rows}) + "\n")
-            print(f"{key}: {row['seconds']:.1f} s", flush=True)
-        return self.rows[key]
 
 
 def measure(

@@ -55,7 +55,7 @@ def main() -> None:
     torch.set_num_threads(arguments.threads)
     sizes = ("examples", "transfer_examples", "ablation_examples", "table_examples", "dev_examples")
     settings = {name: getattr(arguments, name) for name in ("encoder", *sizes, "passes")}
-    results = Results(arguments.out, settings, arguments.threads)
+    results = Results(arguments.out, settings, threads=arguments.threads)
     parts = {"retention": retention, "speed": speed, "ablation": ablation, "table": table}
     for part in arguments.parts:
         parts[part](arguments, results)

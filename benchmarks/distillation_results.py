@@ -1,44 +1,14 @@
-"""The measurements of `benchmarks/distillation.py`: kept as they come, printed as tables."""
+"""The measurements of `benchmarks/distillation.py`, printed as tables."""
 
 from __future__ import annotations
 
-import json
 import statistics
-from collections.abc import Callable
-from datetime import UTC, datetime
-from pathlib import Path
-from typing import Any
 
-from companion import artifacts
+from store import Store
 
 
-class Results:
-    """The measurements so far, in a JSON file."""
-
-    def __init__(self, path: Path, settings: dict[str, Any], threads: int) -> None:
-        self.path, self.settings, self.threads = path, settings, threads
-        self.rows: dict[str, dict[str, Any]] = {}
-        if self.path.exists():
-            stored = json.loads(self.path.read_text())
-            if stored["settings"] != self.settings:
-                raise SystemExit(
-                    f"{self.path} was measured with {stored['settings']}, not {self.settings}: "
-                    "give another --out, or the same settings"
-                )
-            self.rows = stored["rows"]
-
-    def measured(self, key: str, measure: Callable[[], dict[str, Any]]) -> dict[str, Any]:
-        """Return a stored row, or measure it and store it with date, threads and machine."""
-        if key not in self.rows:
-            row = measure()
-            date = datetime.now(UTC).isoformat(timespec="seconds")
-            stamp = {"date": date, "threads": self.threads, "machine": artifacts.machine()}
-            self.rows[key] = row | stamp
-            with artifacts.staged_file(self.path) as file:
-                file.write_text(json.dumps({"settings": self.settings, "rows": self.rows}, indent=1))
-            shown = {name: value for name, value in row.items() if not isinstance(value, dict)}
-            print(key, json.dumps(shown), flush=True)
-        return self.rows[key]
+class Results(Store):
+    """The measurements so far."""
 
     def text(self) -> str:
         lines = [f"{'':52} teacher student retention minutes"]

@@ -74,6 +74,8 @@ def diagnose(
     """
     start = time.perf_counter()
     parts = {"": subject} if isinstance(subject, Subject) else dict(subject)
+    if len(parts) == 1:  # nothing to tell apart
+        parts = {"": next(iter(parts.values()))}
     chosen = _chosen(
         load_checks() if checks is None else {item.name: item for item in checks}, families, only
     )
