@@ -11,7 +11,7 @@ from pkgutil import iter_modules
 from typing import get_args
 
 import torch
-from tqdm.auto import tqdm
+from tqdm import tqdm
 
 from companion.debugging import checks as package
 from companion.debugging.checks.check import CHECKS, Check

@@ -8,7 +8,7 @@ from companion.exercises.exercise import Exercise
 
 __all__ = ["NAMES", "load"]
 
-NAMES: tuple[str, ...] = ("distilbert",)
+NAMES: tuple[str, ...] = ("distilbert", "broken-transformer")
 """What `load` takes."""
 
 

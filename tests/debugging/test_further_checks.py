@@ -72,6 +72,12 @@ def test_bert_gives_no_alarm():
         assert CHECKS[check](bert()).status == "ok", check
 
 
+def test_a_rate_at_which_shorter_steps_get_further_is_too_high():
+    found = CHECKS["learning rate"](subject_of(named("learning-rate-too-high")))
+    assert found.is_problem and found.component == "optimizer"
+    assert found.evidence["after 60 steps at 0.1x"] < found.evidence["after 60 steps at 1x"]
+
+
 class Rounding(torch.nn.Module):
     """Rounds what comes out of a word table to 16 bits, though its weights have 32."""
 

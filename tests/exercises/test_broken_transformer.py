@@ -4,18 +4,26 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 from pathlib import Path
 
 import pytest
 
 from companion.debugging.zoo.editing import right_source
-from companion.exercises.broken_transformer import HANDED_IN, deal, exercise, seed_of
+from companion.exercises.broken_transformer import HANDED_IN, deal, exercise, load_module, seed_of
 from companion.exercises.broken_transformer.planted import DEFAULT, breaks, plant
 
 
+@pytest.fixture(scope="module")
+def dealt(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What was dealt; nobody writes in it."""
+    return deal(tmp_path_factory.mktemp("dealt") / "work")
+
+
 @pytest.fixture
-def folder(tmp_path) -> Path:
-    return deal(tmp_path / "work")
+def folder(dealt: Path, tmp_path: Path) -> Path:
+    """A copy to work in."""
+    return Path(shutil.copytree(dealt, tmp_path / "work"))
 
 
 def test_a_folder_holds_all_that_is_needed(folder):
@@ -26,6 +34,16 @@ def test_a_folder_holds_all_that_is_needed(folder):
     assert len((folder / "reviews.csv").read_text().splitlines()) == 1901
     assert seed_of(folder) is None
     assert not re.search("weights = self.dropout", (folder / "model.py").read_text())
+
+
+def test_what_was_dealt_trains(dealt):
+    model_file, train_file = load_module(dealt / "model.py"), load_module(dealt / "train.py")
+    reviews = train_file.read_reviews(dealt / "reviews.csv")
+    few = reviews[:64] + reviews[-16:]
+    settings = train_file.Settings(epochs=1)
+    model, rows, losses = train_file.experiment(model_file, few, settings)
+    assert [len(rows[part]) for part in ("train", "dev")] == [64, 16] and len(losses) == 2
+    assert 0 <= train_file.evaluate(model, list(train_file.batches(rows["dev"], settings))) <= 1
 
 
 def test_nothing_is_overwritten_and_nothing_is_left_over(folder):

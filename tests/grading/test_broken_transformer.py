@@ -91,7 +91,7 @@ FOUL = {
 @pytest.mark.parametrize("name", FOUL)
 def test_foul_repairs_score_nothing(sandbox, planted, name):
     found = judge_repairs(
-        sandbox, {"model.py": FOUL[name], "train.py": FOUL[name]}, planted, (5,), seconds=1.0
+        sandbox, {"model.py": FOUL[name], "train.py": FOUL[name]}, planted, (5,), seconds=0.5
     )
     assert found.score == 0 and not any(bug.repaired for bug in found.bugs)
 
@@ -125,7 +125,7 @@ def test_tests_that_cannot_tell_score_nothing(sandbox, few, text):
 
 
 def test_endless_tests_cost_no_more_than_the_budget(sandbox, few):
-    found = judge_tests(sandbox, "while True: pass", *few, seed=1, seconds=0.3, budget=3.0)
+    found = judge_tests(sandbox, "while True: pass", *few, seed=1, seconds=0.2, budget=1.5)
     assert found.score == 0 and found.errors
 
 
@@ -149,7 +149,7 @@ def test_mutants_are_not_what_was_dealt(planted):
     assert all(
         program.title not in given and (program.model, program.train) not in right for program in programs
     )
-    assert programs != wrong_programs(planted, 8)
+    assert programs[:3] != wrong_programs(planted, 8, most=3)
 
 
 # --- the diagnosis

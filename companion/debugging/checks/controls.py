@@ -19,6 +19,7 @@ from companion.debugging.subject import Subject, seeded
 __all__: list[str] = []
 
 _TRAINED = ("make_model", "make_optimizer", "loss", "train_step")
+_LONGER = 60
 _WORDS, _SEQ, _RANDOM_ROWS = 8, 6, 32
 """Random tokens: few words, in short rows, so that what leaks is learned in a few steps."""
 
@@ -137,7 +138,25 @@ def learning_rate(subject: Subject) -> Finding:
             "trained models.",
             likelihood=0.4,
         )
+    reached = {factor: _reached(subject, factor) for factor in (1.0, 0.1)}
+    evidence |= {f"after {_LONGER} steps at {factor:g}x": loss for factor, loss in reached.items()}
+    if reached[1.0] - reached[0.1] > 0.08 * (start - reached[0.1]):
+        return learning_rate.problem(
+            f"{_LONGER} steps at a learning rate of {rate:.2g} reach a loss of "
+            f"{reached[1.0]:.3g}, at a tenth of the rate {reached[0.1]:.3g}",
+            evidence,
+            why="The steps are so long that shorter ones get further: training settles high, or by luck.",
+            fix="Divide the learning rate by 3 until a smaller one no longer gets further.",
+        )
     return learning_rate.ok(f"{steps} steps bring the loss from {start:.3g} to {after[1.0]:.3g}", evidence)
+
+
+def _reached(subject: Subject, factor: float) -> float:
+    """Return the mean loss on a few batches after a short run on them, over two seeds."""
+    few = list(subject.batches)[:4]
+    order = [few[step % len(few)] for step in range(_LONGER)]
+    models = [trained(subject, order, factor=factor, seed=seed) for seed in (0, 1)]
+    return sum(loss_on(subject, model, batch) for model in models for batch in few) / (2 * len(few))
 
 
 def _rate(subject: Subject) -> float:
