@@ -67,6 +67,16 @@ class ZooMatrix(_FromResults):
         return [nodes.raw("", matrix_table(self.results().rows), format="html")]
 
 
+class ZooChecks(_FromResults):
+    """`{zoo-checks}`: what each check finds and costs."""
+
+    def run(self) -> list[nodes.Node]:
+        """Return a table."""
+        from companion.debugging.zoo.page import check_table
+
+        return [nodes.raw("", check_table(self.results().rows), format="html")]
+
+
 class ZooEdits(SphinxDirective):
     """`{zoo-edits}`: what somebody wrote in place of the right lines, bug by bug."""
 
@@ -92,5 +102,6 @@ DIRECTIVES = {
     "zoo-verdict": ZooVerdict,
     "zoo-bugs": ZooBugs,
     "zoo-matrix": ZooMatrix,
+    "zoo-checks": ZooChecks,
     "zoo-edits": ZooEdits,
 }

@@ -14,7 +14,7 @@ import torch
 from tqdm import tqdm
 
 from companion.debugging import checks as package
-from companion.debugging.checks.check import CHECKS, Check
+from companion.debugging.checks.registry import CHECKS, Check
 from companion.debugging.finding import Family, Finding
 from companion.debugging.ordering import ordered
 from companion.debugging.report import Diagnosis
@@ -29,8 +29,8 @@ def load_checks() -> dict[str, Check]:
 
     Returns
     -------
-    dict of str to Check
-        Those that were defined elsewhere with `companion.debugging.checks.check` are among them.
+    dict of str to companion.debugging.checks.Check
+        Those that were defined elsewhere with `companion.debugging.checks.registry` are among them.
     """
     for module in iter_modules(package.__path__):
         import_module(f"{package.__name__}.{module.name}")
@@ -58,7 +58,7 @@ def diagnose(
         Whether to run the checks that train.
     only : iterable of str, optional
         Run only the checks of these names.
-    checks : iterable of Check, optional
+    checks : iterable of companion.debugging.checks.Check, optional
         Choose from these instead of from all that `load_checks` returns.
 
     Returns

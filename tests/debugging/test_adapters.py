@@ -18,7 +18,7 @@ from companion.debugging.adapters.batches import form_of, joined
 from companion.debugging.adapters.calls import named_call, takes
 from companion.debugging.adapters.locating import located
 from companion.debugging.adapters.losses import targets_of
-from companion.debugging.checks.check import NotApplicable
+from companion.debugging.checks.registry import NotApplicable
 from companion.models.transformer import Transformer, TransformerConfig
 
 CONFIG = TransformerConfig(vocab_size=50, width=16, layers=1, heads=2, max_length=24, classes=3, dropout=0.0)

@@ -14,7 +14,8 @@ import transformers as hf
 from torch import nn
 
 from companion.debugging import recipe
-from companion.debugging.checks import CHECKS, batches, behaviour, fresh, modes, outputs
+from companion.debugging.checks import batches, behaviour, fresh, modes, outputs
+from companion.debugging.checks.registry import CHECKS
 from companion.debugging.subject import Subject
 from companion.debugging.zoo.subjects import reference_subject
 from companion.models import transformer

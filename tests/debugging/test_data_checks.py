@@ -12,7 +12,8 @@ import pytest
 from companion.data import Example, load
 from companion.data.sentiment import damage, generate
 from companion.debugging import recipe
-from companion.debugging.checks import CHECKS, label_signals, labels, serving, splits, texts  # noqa: F401
+from companion.debugging.checks import label_signals, labels, serving, splits, texts  # noqa: F401
+from companion.debugging.checks.registry import CHECKS
 from companion.debugging.finding import Finding
 from companion.debugging.subject import Subject
 from companion.debugging.zoo.subjects import reference_subject

@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from companion.debugging import Diagnosis, Subject, diagnose, load_checks
-from companion.debugging.checks.check import Check, NotApplicable
+from companion.debugging.checks.registry import Check, NotApplicable
 from companion.debugging.finding import Finding
 from companion.debugging.ordering import CAUSES, ordered
 from companion.debugging.zoo.subjects import reference_subject

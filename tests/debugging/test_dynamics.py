@@ -14,8 +14,8 @@ from transformers import BertConfig, BertForSequenceClassification
 from companion import models, training
 from companion.debugging import recipe
 from companion.debugging.checks import dynamics, numbers, signals
-from companion.debugging.checks.check import CHECKS
 from companion.debugging.checks.curves import constant_guess, curve_of, spikes, step_seconds
+from companion.debugging.checks.registry import CHECKS
 from companion.debugging.gradient_history import short_run
 from companion.debugging.subject import copies_of, seeded
 from companion.debugging.zoo.subjects import reference_subject

@@ -13,7 +13,8 @@ import torch
 import transformers as hf
 from torch import nn
 
-from companion.debugging.checks import CHECKS, masks, padding
+from companion.debugging.checks import masks, padding
+from companion.debugging.checks.registry import CHECKS
 from companion.debugging.subject import Subject
 from companion.debugging.zoo.subjects import reference_subject
 from companion.models import transformer

@@ -13,7 +13,8 @@ from transformers import AutoTokenizer
 
 from companion.data import Example
 from companion.debugging import recipe
-from companion.debugging.checks import CHECKS, serving, texts  # noqa: F401
+from companion.debugging.checks import serving, texts  # noqa: F401
+from companion.debugging.checks.registry import CHECKS
 from companion.debugging.finding import Finding
 from companion.debugging.subject import Subject
 from companion.debugging.zoo.subjects import reference_subject

@@ -25,9 +25,9 @@ from companion.debugging.zoo import (
 from companion.debugging.zoo.baselines import looks_different, taught_checks_alarm
 from companion.debugging.zoo.behaviours import KINDS, behaviours, differences, first_difference
 from companion.debugging.zoo.bug import Bug
-from companion.debugging.zoo.matrix import Row, matrix, share_detected, share_placed
+from companion.debugging.zoo.matrix import BugRow, matrix, share_detected, share_placed
 from companion.debugging.zoo.measure import Judged, judged, measured
-from companion.debugging.zoo.page import bug_table, matrix_table
+from companion.debugging.zoo.page import bug_table, check_table, matrix_table
 from companion.debugging.zoo.subjects import fresh_reviews, reference_subject, reviews, toy_splits
 
 EQUIVALENT = [bug for bug in BUGS if bug.equivalent_where]
@@ -186,7 +186,7 @@ def test_matrix_and_shares():
         Finding("a", "problem", "one thing", "loss", likelihood=0.2),
         Finding("b", "problem", "another", "labels", likelihood=0.9),
     )
-    twice = Row("x", "loss", unlike)
+    twice = BugRow("x", "loss", unlike)
     assert twice.detected and not twice.placed and twice.problems[0].check == "b"
 
 
@@ -199,14 +199,16 @@ def test_the_baselines_see_what_is_loud_and_nothing_else():
 
 
 def test_the_page_is_made_of_the_results_and_can_be_read_aloud():
-    row = Row(
+    row = BugRow(
         "mask-added", "attention", (Finding("future", "problem", "it moved", "attention", likelihood=0.9),)
     )
-    quiet = Row("no-warm-up", "schedule", (Finding("future", "ok", "it did not", "attention"),))
+    quiet = BugRow("no-warm-up", "schedule", (Finding("future", "ok", "it did not", "attention"),))
     table = bug_table(BUGS, [row, quiet])
     assert table.count('<th scope="row">') == len(BUGS) and "<caption>" in table
     assert table.count('scope="col"') == 5 and "future" in table and "not measured" in table
     cells = matrix_table([row, quiet])
     assert cells.count('<th scope="row">') == 2 and "<caption>" in cells and "found" in cells
+    times = check_table([row, quiet])
+    assert times.count('<th scope="row">') == 1 and '<td class="text-right">1</td>' in times
     losses = {"mask-added": (Judged(1.79, 2.4, (), 1.0), Judged(1.86, 1.9, (), 1.0))}
     assert "1.79" in bug_table(BUGS, [row], losses) and "2.40" in bug_table(BUGS, [row], losses)

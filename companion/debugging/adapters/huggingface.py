@@ -22,7 +22,7 @@ from transformers import (
 from transformers.utils import logging as hf_logging
 
 from companion.debugging.calling import Scores, default_scores, scores_of
-from companion.debugging.checks.check import NotApplicable
+from companion.debugging.checks.registry import NotApplicable
 from companion.debugging.subject import seeded
 from companion.models import resolve
 

@@ -21,7 +21,7 @@ from companion.debugging.adapters.losses import loss_of
 from companion.debugging.adapters.models import maker_of, optimizer_maker, schedule_maker
 from companion.debugging.adapters.sizes import Sizes, probe
 from companion.debugging.calling import Scores, default_scores, mask_name, scores_of
-from companion.debugging.checks.check import NotApplicable
+from companion.debugging.checks.registry import NotApplicable
 from companion.debugging.subject import Kind, MakeModel, Subject, TrainStep, seeded
 from companion.training.records import Evaluation, StepRecord
 

@@ -10,6 +10,6 @@ all of them.
 
 from __future__ import annotations
 
-from companion.debugging.checks.check import CHECKS, Check, NotApplicable, check
+from companion.debugging.checks.registry import Check, NotApplicable, check
 
-__all__ = ["CHECKS", "Check", "NotApplicable", "check"]
+__all__ = ["Check", "NotApplicable", "check"]

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from companion.debugging.anatomy import AttentionPart, attention_parts, config_value, observe, padded_ids
-from companion.debugging.checks.check import NotApplicable, check
+from companion.debugging.checks.registry import NotApplicable, check
 from companion.debugging.finding import Finding
 from companion.debugging.oracle import Variation, attend, right_ways, weights_behind, wrong_ways
 from companion.debugging.subject import Subject, seeded

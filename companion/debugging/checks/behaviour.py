@@ -7,7 +7,6 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from companion.debugging.checks.check import NotApplicable, check
 from companion.debugging.checks.probing import (
     LENGTH,
     MOVED,
@@ -20,6 +19,7 @@ from companion.debugging.checks.probing import (
     probe,
     trace,
 )
+from companion.debugging.checks.registry import NotApplicable, check
 from companion.debugging.finding import Finding
 from companion.debugging.subject import Subject
 

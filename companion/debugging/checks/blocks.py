@@ -18,7 +18,7 @@ from companion.debugging.anatomy import (
     padded_ids,
     role_of,
 )
-from companion.debugging.checks.check import NotApplicable, check
+from companion.debugging.checks.registry import NotApplicable, check
 from companion.debugging.finding import Component, Finding
 from companion.debugging.subject import Subject, seeded
 

@@ -14,7 +14,7 @@ from itertools import pairwise
 
 import numpy as np
 
-from companion.debugging.checks.check import NotApplicable
+from companion.debugging.checks.registry import NotApplicable
 from companion.debugging.subject import Subject
 from companion.training.monitoring.health import Thresholds, loss_spike
 from companion.training.records import StepRecord

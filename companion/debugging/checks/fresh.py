@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 
-from companion.debugging.checks.check import NotApplicable, check
 from companion.debugging.checks.probing import Probe
+from companion.debugging.checks.registry import NotApplicable, check
 from companion.debugging.finding import Finding
 from companion.debugging.subject import Subject
 

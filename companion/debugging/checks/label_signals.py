@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from companion.data import Example
-from companion.debugging.checks.check import NotApplicable, check
+from companion.debugging.checks.registry import NotApplicable, check
 from companion.debugging.checks.samples import class_labels, joined, sampled
 from companion.debugging.finding import Finding
 from companion.debugging.label_errors import linear_classifier, out_of_fold, word_features

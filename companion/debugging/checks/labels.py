@@ -9,7 +9,7 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 
 from companion.data import Example
-from companion.debugging.checks.check import NotApplicable, check
+from companion.debugging.checks.registry import NotApplicable, check
 from companion.debugging.checks.samples import class_labels, is_class, joined, sampled
 from companion.debugging.finding import Finding
 from companion.debugging.label_errors import label_errors, noise_rate, out_of_fold

@@ -16,7 +16,7 @@ from torch.nn import functional
 
 from companion.data import Batch
 from companion.debugging.calling import scores_of
-from companion.debugging.checks.check import NotApplicable, check
+from companion.debugging.checks.registry import NotApplicable, check
 from companion.debugging.finding import Finding
 from companion.debugging.spying import NoDropout, row_count, some_rows
 from companion.debugging.subject import Subject, seeded

@@ -9,12 +9,11 @@ import torch
 from torch import Tensor
 
 from companion.debugging.calling import default_scores, mask_name
-from companion.debugging.checks.check import NotApplicable, check
 from companion.debugging.checks.padded import (
     FIX,
     REAL,
     WHY,
-    Row,
+    PaddedText,
     deaf,
     masked_probe,
     must_hear,
@@ -22,6 +21,7 @@ from companion.debugging.checks.padded import (
     reads,
 )
 from companion.debugging.checks.probing import MOVED, STILL, Probe, other_token
+from companion.debugging.checks.registry import NotApplicable, check
 from companion.debugging.finding import Finding
 from companion.debugging.subject import Subject
 
@@ -55,7 +55,7 @@ def mask_polarity(subject: Subject) -> Finding:
     )
 
 
-def _ends(look: Probe, ids: Tensor, row: Row) -> Tensor:
+def _ends(look: Probe, ids: Tensor, row: PaddedText) -> Tensor:
     scores = look(ids, row.mask, places=row.places)
     return scores[:, -1] if look.subject.by_token else scores
 
@@ -105,7 +105,7 @@ def mask_is_used(subject: Subject) -> Finding:
     )
 
 
-def _reaches(look: Probe, row: Row) -> bool:
+def _reaches(look: Probe, row: PaddedText) -> bool:
     """Whether the function that calls the model gives it the mask at all."""
     found: list[bool] = []
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from torch import Tensor, nn
 from torch.nn.modules.dropout import _DropoutNd
 
-from companion.debugging.checks.check import NotApplicable, check
 from companion.debugging.checks.probing import MOVED, Probe, difference, first_to_move, probe
+from companion.debugging.checks.registry import NotApplicable, check
 from companion.debugging.finding import Finding
 from companion.debugging.subject import Subject
 

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from companion.data import Batch
-from companion.debugging.checks.check import NotApplicable, check
 from companion.debugging.checks.probing import component_of
+from companion.debugging.checks.registry import NotApplicable, check
 from companion.debugging.finding import Finding
 from companion.debugging.nonfinite import first_nonfinite, first_nonfinite_gradient, statistics_of
 from companion.debugging.subject import Subject, seeded

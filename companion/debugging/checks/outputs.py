@@ -7,8 +7,8 @@ from torch import Tensor
 from torch.nn import functional
 
 from companion.data import Batch
-from companion.debugging.checks.check import NotApplicable, check
 from companion.debugging.checks.probing import Probe
+from companion.debugging.checks.registry import NotApplicable, check
 from companion.debugging.finding import Finding
 from companion.debugging.subject import Subject, seeded
 

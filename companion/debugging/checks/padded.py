@@ -7,15 +7,15 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from companion.debugging.checks.check import NotApplicable
 from companion.debugging.checks.probing import STILL, Probe, other_token, probe
+from companion.debugging.checks.registry import NotApplicable
 from companion.debugging.subject import Subject
 
 __all__ = [
     "FIX",
     "REAL",
     "WHY",
-    "Row",
+    "PaddedText",
     "deaf",
     "masked_probe",
     "must_hear",
@@ -41,7 +41,7 @@ REAL = 7
 
 
 @dataclass(frozen=True)
-class Row:
+class PaddedText:
     """One padded text.
 
     Attributes
@@ -65,7 +65,7 @@ class Row:
             return x[:, :0]
         return x[:, self.mask[0].bool()]
 
-    def over_words(self, look: Probe) -> Row:
+    def over_words(self, look: Probe) -> PaddedText:
         """Return the same text with words where padding was, still masked."""
         return replace(self, ids=other_token(look.subject, self.ids, self.under))
 
@@ -75,14 +75,14 @@ class Row:
         width = self.ids.size(1)
         return slice(0, width - REAL) if self.left else slice(REAL, width)
 
-    def alone(self) -> Row:
+    def alone(self) -> PaddedText:
         """Return the text without its padding."""
         ids = self.ids[:, self.mask[0].bool()]
         places = None if self.places is None else torch.arange(REAL)[None]
         return replace(self, ids=ids, mask=torch.ones_like(ids), places=places)
 
 
-def padded_row(look: Probe, *, left: bool) -> Row:
+def padded_row(look: Probe, *, left: bool) -> PaddedText:
     """Return a text of `REAL` tokens, padded to the length of a probe's texts."""
     ids = look.ids()
     width = ids.size(1)
@@ -90,10 +90,10 @@ def padded_row(look: Probe, *, left: bool) -> Row:
     mask[:, width - REAL :] = 1 if left else 0
     mask[:, :REAL] = mask[:, :REAL] if left else 1
     places = (mask.cumsum(dim=1) - 1).clamp(min=0) if left and look.takes_places() else None
-    return Row(ids.masked_fill(mask == 0, look.subject.pad_token_id), mask, left, places)
+    return PaddedText(ids.masked_fill(mask == 0, look.subject.pad_token_id), mask, left, places)
 
 
-def reads(look: Probe, row: Row, *, mask: bool = True) -> Tensor:
+def reads(look: Probe, row: PaddedText, *, mask: bool = True) -> Tensor:
     """Return the scores of a row's real tokens, (REAL, ...), or of its text."""
     given = None if not look.takes_mask() else row.mask if mask else torch.ones_like(row.mask)
     scores = look(row.ids, given, places=row.places)

@@ -5,12 +5,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from companion.debugging.checks.check import NotApplicable, check
 from companion.debugging.checks.padded import (
     FIX,
     REAL,
     WHY,
-    Row,
+    PaddedText,
     deaf,
     masked_probe,
     must_hear,
@@ -19,6 +18,7 @@ from companion.debugging.checks.padded import (
     reads,
 )
 from companion.debugging.checks.probing import MOVED, Culprit, Probe, first_to_move, probe
+from companion.debugging.checks.registry import NotApplicable, check
 from companion.debugging.finding import Finding
 from companion.debugging.subject import Subject
 
@@ -67,7 +67,7 @@ def padding_content(subject: Subject) -> Finding:
     )
 
 
-def _padding_leaks(look: Probe, row: Row) -> bool:
+def _padding_leaks(look: Probe, row: PaddedText) -> bool:
     """Whether the vectors of padding reach real tokens, with the padding's own id kept.
 
     Some models find what is padding by its id, as well as or instead of by the mask: for those, other ids
@@ -95,7 +95,7 @@ def _padding_leaks(look: Probe, row: Row) -> bool:
     return not hit or look.moved(before, after) >= MOVED
 
 
-def _moved_first(look: Probe, one: Row, other: Row) -> Culprit:
+def _moved_first(look: Probe, one: PaddedText, other: PaddedText) -> Culprit:
     found = first_to_move(
         look.model,
         lambda: look(one.ids, one.mask, places=one.places),

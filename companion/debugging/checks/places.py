@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from companion.debugging.anatomy import attention_parts, config_value
 from companion.debugging.checks.blocks import blocks_of, watch
-from companion.debugging.checks.check import NotApplicable, check
+from companion.debugging.checks.registry import NotApplicable, check
 from companion.debugging.finding import Finding
 from companion.debugging.subject import Subject
 

@@ -10,8 +10,8 @@ from transformers import PreTrainedConfig
 from transformers.activations import ACT2FN
 
 from companion.debugging.anatomy import config_value, observe
-from companion.debugging.checks.check import NotApplicable, check
 from companion.debugging.checks.probing import LENGTH, probe
+from companion.debugging.checks.registry import NotApplicable, check
 from companion.debugging.finding import Finding
 from companion.debugging.subject import Subject, seeded
 from companion.models.transformer import TransformerConfig

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from companion.debugging.calling import default_scores, mask_name
-from companion.debugging.checks.check import NotApplicable
+from companion.debugging.checks.registry import NotApplicable
 from companion.debugging.finding import Component
 from companion.debugging.subject import Subject, seeded
 

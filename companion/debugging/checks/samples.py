@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import TypeVar
 
 from companion.data import Example
-from companion.debugging.checks.check import NotApplicable
+from companion.debugging.checks.registry import NotApplicable
 from companion.debugging.subject import Subject
 
 __all__ = ["class_labels", "joined", "sampled", "train_and_held_out"]

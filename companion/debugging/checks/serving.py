@@ -8,7 +8,7 @@ from itertools import islice
 
 from torch import Tensor
 
-from companion.debugging.checks.check import NotApplicable, check
+from companion.debugging.checks.registry import NotApplicable, check
 from companion.debugging.checks.texts import all_texts, encoder
 from companion.debugging.finding import Finding
 from companion.debugging.subject import Subject

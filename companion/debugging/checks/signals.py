@@ -11,8 +11,8 @@ from collections.abc import Sequence
 from itertools import pairwise
 from statistics import median
 
-from companion.debugging.checks.check import NotApplicable, check
 from companion.debugging.checks.curves import FEW, constant_guess, curve_of, step_seconds
+from companion.debugging.checks.registry import NotApplicable, check
 from companion.debugging.finding import Finding
 from companion.debugging.subject import Subject
 from companion.training.monitoring.health import Thresholds, check_layers

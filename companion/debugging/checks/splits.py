@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Sequence
 
 from companion.data import Example
-from companion.debugging.checks.check import NotApplicable, check
+from companion.debugging.checks.registry import NotApplicable, check
 from companion.debugging.checks.samples import joined, sampled, train_and_held_out
 from companion.debugging.finding import Finding
 from companion.debugging.near_duplicates import near_duplicates, normalised, similarity

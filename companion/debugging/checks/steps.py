@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from companion.data import Batch
-from companion.debugging.checks.check import NotApplicable, check
+from companion.debugging.checks.registry import NotApplicable, check
 from companion.debugging.finding import Finding
 from companion.debugging.spying import (
     Gradients,

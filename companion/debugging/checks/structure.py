@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from companion.debugging.anatomy import block_lists, config_value, observe, padded_ids, token_tables
-from companion.debugging.checks.check import NotApplicable, check
+from companion.debugging.checks.registry import NotApplicable, check
 from companion.debugging.finding import Finding
 from companion.debugging.subject import Subject
 

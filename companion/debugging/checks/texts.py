@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable
 from itertools import chain, islice
 
 from companion.data import Example
-from companion.debugging.checks.check import NotApplicable, check
+from companion.debugging.checks.registry import NotApplicable, check
 from companion.debugging.checks.samples import sampled
 from companion.debugging.finding import Finding
 from companion.debugging.near_duplicates import normalised

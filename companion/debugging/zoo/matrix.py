@@ -5,18 +5,18 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from companion.debugging.checks.check import Check
+from companion.debugging.checks.registry import Check
 from companion.debugging.doctor import diagnose
 from companion.debugging.finding import Finding
 from companion.debugging.ordering import ordered
 from companion.debugging.zoo.bug import Bug
 from companion.debugging.zoo.editing import subject_of
 
-__all__ = ["Row", "matrix", "share_detected", "share_placed"]
+__all__ = ["BugRow", "matrix", "share_detected", "share_placed"]
 
 
 @dataclass(frozen=True)
-class Row:
+class BugRow:
     """What the doctor said of one bug.
 
     Attributes
@@ -54,18 +54,19 @@ class Row:
         return sum(finding.seconds for finding in self.findings)
 
 
-def matrix(bugs: Iterable[Bug], checks: Iterable[Check]) -> list[Row]:
+def matrix(bugs: Iterable[Bug], checks: Iterable[Check]) -> list[BugRow]:
     """Run checks on bugs, each in the configuration in which it shows."""
     checks = list(checks)
-    return [Row(bug.name, bug.component, diagnose(subject_of(bug), checks=checks).findings) for bug in bugs]
+    found = ((bug, diagnose(subject_of(bug), checks=checks).findings) for bug in bugs)
+    return [BugRow(bug.name, bug.component, findings) for bug, findings in found]
 
 
-def share_detected(rows: Sequence[Row]) -> float:
+def share_detected(rows: Sequence[BugRow]) -> float:
     """Return the share of bugs of which a check found something."""
     return _share([row.detected for row in rows])
 
 
-def share_placed(rows: Sequence[Row]) -> float:
+def share_placed(rows: Sequence[BugRow]) -> float:
     """Return the share of bugs whose likeliest cause is in the right component."""
     return _share([row.placed for row in rows])
 

@@ -5,25 +5,26 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from html import escape
 from itertools import groupby
+from statistics import median
 
 from companion.debugging.zoo.bug import Bug
 from companion.debugging.zoo.editing import right_source
-from companion.debugging.zoo.matrix import Row
+from companion.debugging.zoo.matrix import BugRow
 from companion.debugging.zoo.measure import Judged
 
-__all__ = ["bug_table", "diff_of", "matrix_table"]
+__all__ = ["bug_table", "check_table", "diff_of", "matrix_table"]
 
 Losses = Mapping[str, tuple[Judged, Judged]]
 """By a bug's name: its run, and that of the right code in the same configuration."""
 
 
-def bug_table(bugs: Sequence[Bug], rows: Iterable[Row] = (), losses: Losses | None = None) -> str:
+def bug_table(bugs: Sequence[Bug], rows: Iterable[BugRow] = (), losses: Losses | None = None) -> str:
     """Return a table of bugs: what one sees, what finds them, how to fix them.
 
     Parameters
     ----------
     bugs : sequence of Bug
-    rows : iterable of Row
+    rows : iterable of BugRow
         What the checks said; "not measured" stands where a bug has no row.
     losses : mapping, optional
         By a bug's name: its run and the right code's. With them come columns for the loss that one sees and
@@ -52,7 +53,7 @@ def bug_table(bugs: Sequence[Bug], rows: Iterable[Row] = (), losses: Losses | No
     return _table(f"The bugs of the zoo: {len(bugs)}", columns, body)
 
 
-def matrix_table(rows: Sequence[Row]) -> str:
+def matrix_table(rows: Sequence[BugRow]) -> str:
     """Return the matrix of bugs by checks, without checks that found nothing.
 
     Returns
@@ -82,6 +83,22 @@ def matrix_table(rows: Sequence[Row]) -> str:
     return f"{frame}\n{table}</div>\n"
 
 
+def check_table(rows: Sequence[BugRow]) -> str:
+    """Return a table of checks: how many bugs each finds, how many nobody else finds, and what it costs."""
+    names = list(dict.fromkeys(finding.check for row in rows for finding in row.findings))
+    said = {name: [f for row in rows for f in row.findings if f.check == name] for name in names}
+    found = {name: sum(finding.is_problem for finding in said[name]) for name in names}
+    body = []
+    for name in sorted(names, key=lambda name: -found[name]):
+        alone = sum({problem.check for problem in row.problems} == {name} for row in rows)
+        seconds = median(finding.seconds for finding in said[name])
+        cells = (str(found[name]), str(alone), f"{seconds:.3f}")
+        shown = "".join(f'<td class="text-right">{cell}</td>' for cell in cells)
+        body.append(f'<tr><th scope="row">{escape(name)}</th>{shown}</tr>')
+    columns = ["Check", "Bugs found", "Found by it alone", "Median seconds"]
+    return _table(f"{len(names)} checks on {len(rows)} bugs, one thread", columns, body)
+
+
 def diff_of(bug: Bug) -> str:
     """Return a bug's edits as a diff: whole lines of the right code, and of what somebody wrote."""
     parts = []
@@ -98,7 +115,7 @@ def diff_of(bug: Bug) -> str:
     return "\n\n".join(parts)
 
 
-def _caught(row: Row | None) -> str:
+def _caught(row: BugRow | None) -> str:
     if row is None:
         return "not measured"
     names = list(dict.fromkeys(problem.check for problem in row.problems))

@@ -11,7 +11,7 @@ from typing import Any
 from companion.debugging.finding import Finding
 from companion.debugging.zoo import BUGS
 from companion.debugging.zoo.bug import Bug
-from companion.debugging.zoo.matrix import Row
+from companion.debugging.zoo.matrix import BugRow
 from companion.debugging.zoo.measure import Judged
 
 __all__ = ["Results", "read_results", "restored", "stored"]
@@ -37,10 +37,10 @@ class Results:
         return tuple(bug for bug in BUGS if bug.name in self.stored)
 
     @cached_property
-    def rows(self) -> tuple[Row, ...]:
+    def rows(self) -> tuple[BugRow, ...]:
         """What the doctor said of each bug; components are the zoo's own, which may have been put right."""
         return tuple(
-            Row(bug.name, bug.component, tuple(map(restored, self.stored[bug.name]["findings"])))
+            BugRow(bug.name, bug.component, tuple(map(restored, self.stored[bug.name]["findings"])))
             for bug in self.bugs
         )
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from companion.debugging.finding import Component, Family, Finding
 from companion.debugging.subject import Subject
 
-__all__ = ["CHECKS", "Check", "NotApplicable", "Report", "check"]
+__all__ = ["Check", "NotApplicable", "Report", "check"]
 
 
 class NotApplicable(Exception):
@@ -17,8 +17,6 @@ class NotApplicable(Exception):
 
 
 Report = Callable[[Subject], Finding]
-CHECKS: dict[str, Check] = {}
-"""All checks by name, in the order in which their modules define them."""
 
 
 @dataclass(frozen=True)
@@ -108,6 +106,10 @@ class Check:
             fix="Read the message: the shapes and names in it are the ones that your code was called with.",
             likelihood=0.4,
         )
+
+
+CHECKS: dict[str, Check] = {}
+"""All checks by name, in the order in which their modules define them."""
 
 
 def check(
