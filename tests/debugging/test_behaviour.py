@@ -141,7 +141,7 @@ PLANTED = [
     (CLASSES, "config.classes or config.vocab_size,", "config.classes + 1,", "shapes", "embeddings and head"),
     (CAUSAL, LAST, "        return self.head(hidden).transpose(0, 1)", "shapes", None),
     (CLASSES, LAST, "        return self.head(hidden).log()", "shapes", None),
-    (CAUSAL, "        self.reset_parameters()\n", "", "initial loss", "embeddings and head"),
+    (CAUSAL, "        self.reset_parameters()\n", "", "initial loss", "layers"),
     (CLASSES, LAST, "        return 40 * self.head(hidden)", "initial loss", "embeddings and head"),
     (
         CLASSES,

@@ -30,7 +30,7 @@ LOSS_CHECKS = [
     losses.loss_of_the_scores,
     losses.loss_depends_on_labels,
     losses.masked_tokens_only,
-    losses.label_range,
+    losses.targets_in_range,
 ]
 BERT = BertConfig(
     vocab_size=400,
@@ -276,7 +276,7 @@ def test_a_regression_that_compares_all_with_all_is_found():
 def test_labels_without_a_score_are_found():
     subject = reference_subject("classification", layers=1)
     wrong = [{**batch, "labels": batch["labels"] + 1} for batch in subject.batches]
-    assert losses.label_range(replace(subject, batches=wrong)).is_problem
+    assert losses.targets_in_range(replace(subject, batches=wrong)).is_problem
 
 
 def test_checks_that_cannot_tell_say_so():

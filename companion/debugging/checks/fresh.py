@@ -51,7 +51,17 @@ def initial_loss(subject: Subject) -> Finding:
         fix="Draw the head small: a standard deviation near 0.02, or 1 / sqrt(width). A table of words "
         "drawn with "
         "nn.Embedding's default of 1 and tied to the head makes scores sqrt(width) large.",
-        where="the head, or the table of words that is tied to it",
+        where="how the weights are drawn" if _drawn_large(subject) else "the head",
+        component=None if _drawn_large(subject) else "embeddings and head",
+    )
+
+
+def _drawn_large(subject: Subject) -> bool:
+    """Whether a matrix is drawn so large that its products grow: then it is not the head's formula."""
+    return any(
+        float(weight.detach().std()) > max(0.3, 1.5 * weight[0].numel() ** -0.5)
+        for weight in subject.model().parameters()
+        if weight.dim() > 1 and weight.numel() > 1
     )
 
 

@@ -443,7 +443,7 @@ def masked_tokens_only(subject: Subject) -> Finding:
 
 
 @check(family="training", component="labels", needs=("make_model", "batches"), likelihood=0.9)
-def label_range(subject: Subject) -> Finding:
+def targets_in_range(subject: Subject) -> Finding:
     """Is there a score for every label?"""
     labels = [batch["labels"] for batch in subject.batches if "labels" in batch]
     if not labels or subject.kind in ("regression", "encoder") or labels[0].is_floating_point():
@@ -455,10 +455,10 @@ def label_range(subject: Subject) -> Finding:
     wrong = values[((values < 0) & (values != -100)) | (values >= outputs)]
     evidence = {"smallest": float(values.min()), "largest": float(values.max()), "scores": float(outputs)}
     if len(wrong):
-        return label_range.problem(
+        return targets_in_range.problem(
             f"{len(wrong)} labels are not from 0 to {outputs - 1}: {int(wrong[0])}, for example",
             evidence,
             why="Cross-entropy raises an error on them, or on a GPU stops the process.",
             fix="Number classes from 0, and mark what has no label with -100.",
         )
-    return label_range.ok(f"all labels are from 0 to {outputs - 1}", evidence)
+    return targets_in_range.ok(f"all labels are from 0 to {outputs - 1}", evidence)

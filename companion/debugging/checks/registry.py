@@ -128,6 +128,11 @@ def check(
     def register(function: Report) -> Check:
         question = (function.__doc__ or "").strip().splitlines()[0]
         name = function.__name__.replace("_", " ")
+        if name in CHECKS and CHECKS[name].function.__module__ != function.__module__:
+            raise ValueError(
+                f"there are two checks {name!r}, in {CHECKS[name].function.__module__} and in "
+                f"{function.__module__}: rename one"
+            )
         CHECKS[name] = Check(name, family, component, question, needs, slow, likelihood, function)
         return CHECKS[name]
 
