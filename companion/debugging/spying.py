@@ -15,7 +15,7 @@ from torch.overrides import TorchFunctionMode
 from companion.data import Batch
 from companion.debugging.subject import Subject, seeded
 
-__all__ = ["Gradients", "NoDropout", "Recording", "apart", "length", "some_rows", "spied", "watch"]
+__all__ = ["Gradients", "NoDropout", "Recording", "apart", "copied", "length", "some_rows", "spied", "watch"]
 
 Gradients = dict[str, Tensor]
 """A gradient by the name of its parameter; parameters without one are left out."""
@@ -132,7 +132,7 @@ def watch(
     """
     if subject.train_step is None:
         raise ValueError("the subject has no train_step to watch: give it one")
-    copies = [{name: _copied(value) for name, value in part.items()} for part in parts]
+    copies = [copied(part) for part in parts]
     quiet = nullcontext() if dropout else NoDropout()
     with seeded(seed), spied(model, optimizer, clip=clip) as record, quiet:
         record.returned = subject.train_step(model, optimizer, copies)
@@ -186,8 +186,9 @@ def row_count(batch: Batch) -> int:
     return next((value.size(0) for value in batch.values() if isinstance(value, Tensor) and value.dim()), 0)
 
 
-def _copied(value: Any) -> Any:
-    return value.clone() if isinstance(value, Tensor) else value
+def copied(batch: Batch) -> Batch:
+    """Return a batch of its own: some steps and losses take the labels out of theirs."""
+    return {name: value.clone() if isinstance(value, Tensor) else value for name, value in batch.items()}
 
 
 @contextmanager

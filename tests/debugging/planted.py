@@ -14,15 +14,15 @@ from companion.models import transformer
 _numbers = count()
 
 
-def edited(*edits: tuple[str, str]) -> ModuleType:
-    """Return the reference's module with its source edited; each edit must apply."""
-    source = inspect.getsource(transformer)
+def edited(*edits: tuple[str, str], of: ModuleType = transformer, more: str = "") -> ModuleType:
+    """Return a module with its source edited and added to; each edit must apply."""
+    source = inspect.getsource(of)
     for before, after in edits:
-        assert before in source, f"the reference no longer has {before!r}"
+        assert before in source, f"{of.__name__} no longer has {before!r}"
         source = source.replace(before, after)
-    module = ModuleType(f"edited_transformer_{next(_numbers)}")
+    module = ModuleType(f"edited_{next(_numbers)}")
     sys.modules[module.__name__] = module  # dataclasses look their module up
-    exec(compile(source, module.__name__, "exec"), module.__dict__)
+    exec(compile(source + more, module.__name__, "exec"), module.__dict__)
     return module
 
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import inspect
 import itertools
-import sys
 from dataclasses import replace
-from types import ModuleType
+from functools import partial
 
+import planted
 import pytest
 import torch
 import transformers as hf
@@ -18,7 +18,6 @@ from companion.debugging.checks import batches, behaviour, fresh, modes, outputs
 from companion.debugging.checks.registry import CHECKS
 from companion.debugging.subject import Subject
 from companion.debugging.zoo.subjects import reference_subject
-from companion.models import transformer
 
 CAUSAL, CLASSES = "causal language model", "classification"
 MINE = [
@@ -39,16 +38,7 @@ class OtherNorm(nn.Module):
 """
 
 
-def edited(*edits: tuple[str, str], of: ModuleType = transformer) -> ModuleType:
-    """Return a copy of a module with some text exchanged."""
-    source = inspect.getsource(of)
-    for before, after in edits:
-        assert before in source, before
-        source = source.replace(before, after)
-    module = ModuleType("edited_for_a_test")
-    sys.modules[module.__name__] = module  # dataclasses look their annotations up there
-    exec(compile(source + NORM, module.__name__, "exec"), module.__dict__)
-    return module
+edited = partial(planted.edited, more=NORM)
 
 
 def problems(subject: Subject) -> dict[str, object]:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import inspect
 import itertools
-import sys
 from dataclasses import replace
-from types import ModuleType
+from functools import partial
 
+import planted
 import pytest
 import torch
 import transformers as hf
@@ -29,16 +29,7 @@ class OtherNorm(nn.Module):
 """
 
 
-def edited(*edits: tuple[str, str]) -> ModuleType:
-    """Return a copy of the reference transformer's module with some text exchanged."""
-    source = inspect.getsource(transformer)
-    for before, after in edits:
-        assert before in source, before
-        source = source.replace(before, after)
-    module = ModuleType("edited_for_a_test_of_padding")
-    sys.modules[module.__name__] = module  # dataclasses look their annotations up there
-    exec(compile(source + NORM, module.__name__, "exec"), module.__dict__)
-    return module
+edited = partial(planted.edited, more=NORM)
 
 
 def problems(subject: Subject) -> dict[str, object]:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from companion.data import Batch
 from companion.debugging.checks.registry import NotApplicable, check
 from companion.debugging.finding import Finding
-from companion.debugging.spying import NoDropout, row_count, some_rows
+from companion.debugging.spying import NoDropout, copied, row_count, some_rows
 from companion.debugging.subject import Subject, seeded
 
 __all__: list[str] = []
@@ -52,7 +52,7 @@ def trained(
             group["lr"] = (group["lr"] if rate is None else rate) * factor
     with seeded(seed):
         for batch in batches:
-            subject.train_step(model, optimizer, [_copied(batch)])
+            subject.train_step(model, optimizer, [copied(batch)])
     return model
 
 
@@ -61,11 +61,7 @@ def loss_on(subject: Subject, model: nn.Module, batch: Batch) -> float:
     assert subject.loss is not None
     model.eval()
     with torch.no_grad(), seeded(0), NoDropout():
-        return float(subject.loss(model, _copied(batch)))
-
-
-def _copied(batch: Batch) -> Batch:
-    return {name: value.clone() if isinstance(value, Tensor) else value for name, value in batch.items()}
+        return float(subject.loss(model, copied(batch)))
 
 
 def one_batch(subject: Subject, rows: int = 8) -> Batch:
@@ -321,7 +317,7 @@ def _evaluated(subject: Subject, model: nn.Module, batches: Sequence[Batch]) -> 
     handle = model.register_forward_pre_hook(lambda module, _: modes.append(module.training))
     try:
         with seeded(1), NoDropout():
-            return _share(subject.evaluate(model.train(), [_copied(batch) for batch in batches])), modes
+            return _share(subject.evaluate(model.train(), [copied(batch) for batch in batches])), modes
     finally:
         handle.remove()
 

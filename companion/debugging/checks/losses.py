@@ -18,7 +18,7 @@ from companion.data import Batch
 from companion.debugging.calling import scores_of
 from companion.debugging.checks.registry import NotApplicable, check
 from companion.debugging.finding import Finding
-from companion.debugging.spying import NoDropout, row_count, some_rows
+from companion.debugging.spying import NoDropout, copied, row_count, some_rows
 from companion.debugging.subject import Subject, seeded
 
 __all__: list[str] = []
@@ -84,7 +84,7 @@ def read(subject: Subject, batch: Batch) -> Reading:
     assert subject.loss is not None
     try:
         with seeded(0), NoDropout():
-            loss = subject.loss(model, {name: _copied(value) for name, value in batch.items()})
+            loss = subject.loss(model, copied(batch))
     finally:
         handle.remove()
     if len(outputs) != 1:
@@ -111,10 +111,6 @@ def _raw_scores(output: Any) -> Tensor:
         (part for part in parts if isinstance(part, Tensor) and part.shape == same.shape and part.dim() > 1),
         same,
     )
-
-
-def _copied(value: Any) -> Any:
-    return value.clone() if isinstance(value, Tensor) else value
 
 
 def token_batch(subject: Subject) -> Batch:
