@@ -24,7 +24,7 @@ class Results(Store):
                 spread = f"{min(values):.4f} to {max(values):.4f} over {len(values)} seeds"
                 lines.append(f"{group:52} median {statistics.median(values):.4f}, {spread}")
         for name, row in self.rows.get("speed", {}).items():
-            if "factor" in row:
+            if isinstance(row, dict) and "factor" in row:
                 low, high = row["spread"]
                 lines.append(f"{name:52} {row['factor']:.2f} times faster ({low:.2f} to {high:.2f})")
         return "\n".join(lines)
