@@ -25,7 +25,7 @@ from companion.debugging import load_checks
 from companion.debugging.checks import Check
 from companion.debugging.zoo import BUGS, Bug, Configuration, named, subject_of
 from companion.debugging.zoo.baselines import looks_different, taught_checks_alarm
-from companion.debugging.zoo.matrix import matrix, share_detected, share_placed
+from companion.debugging.zoo.matrix import by_check, matrix, share_detected, share_placed
 from companion.debugging.zoo.measure import judged
 from companion.debugging.zoo.results import Results, stored
 
@@ -39,7 +39,7 @@ def main() -> None:
     bugs = [named(name) for name in arguments.only] if arguments.only else BUGS
     for bug in bugs:
         results.measured(bug.name, lambda bug=bug: measure(bug, checks, arguments, results))
-    print(report(Results(results.rows), names))
+    print(report(Results(results.rows)))
 
 
 def parse() -> argparse.Namespace:
@@ -90,7 +90,7 @@ def key_of(where: Configuration) -> str:
     return "right code/" + json.dumps(asdict(replace(where, because="")), sort_keys=True)
 
 
-def report(results: Results, checks: Sequence[str]) -> str:
+def report(results: Results) -> str:
     rows, taught, curve = results.rows, results.found_by("taught"), results.found_by("curve")
     lines = [f"{'bug':34} {'seen':>6} {'honest':>6} {'clean':>6}  verdict  curve taught  found by"]
     for row in rows:
@@ -102,12 +102,7 @@ def report(results: Results, checks: Sequence[str]) -> str:
             f"{'seen' if row.bug in curve else '-':5} {'seen' if row.bug in taught else '-':6}  {found}"
         )
     lines += ["", f"{'check':44} bugs  alone  median seconds"]
-    for check in checks:
-        of_check = [finding for row in rows for finding in row.findings if finding.check == check]
-        problems = sum(finding.is_problem for finding in of_check)
-        alone = sum({problem.check for problem in row.problems} == {check} for row in rows)
-        seconds = statistics.median(finding.seconds for finding in of_check) if of_check else 0.0
-        lines.append(f"{check:44} {problems:4d} {alone:6d} {seconds:10.3f}")
+    lines += [f"{row.check:44} {row.found:4d} {row.alone:6d} {row.seconds:10.3f}" for row in by_check(rows)]
     lines += [
         "",
         f"{len(rows)} bugs: {share_detected(rows):.1%} detected, "

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from companion.data import Batch
+from companion.debugging.checks.optimizers import rate_of
 from companion.debugging.checks.registry import NotApplicable, check
 from companion.debugging.finding import Finding
 from companion.debugging.spying import NoDropout, copied, row_count, some_rows
@@ -158,7 +159,7 @@ def _reached(subject: Subject, factor: float) -> float:
 def _rate(subject: Subject) -> float:
     assert subject.make_optimizer is not None
     groups = subject.make_optimizer(subject.model()).param_groups
-    return max(float(group.get("lr") or 0.0) for group in groups)
+    return max(rate_of(group) for group in groups)
 
 
 @check(family="training", component="loss", needs=_TRAINED, slow=True, likelihood=0.6)

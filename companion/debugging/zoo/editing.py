@@ -15,7 +15,7 @@ from companion.debugging.zoo.bug import Bug, Configuration, File
 from companion.debugging.zoo.subjects import reference_subject
 from companion.models import transformer as right_transformer
 
-__all__ = ["edited", "right_source", "source_of", "subject_at", "subject_of"]
+__all__ = ["edited", "module_of", "right_source", "source_of", "subject_at", "subject_of"]
 
 _RIGHT: dict[File, ModuleType] = {"transformer": right_transformer, "recipe": right_recipe}
 
@@ -116,14 +116,27 @@ def _find(source: str, before: str, bug: Bug, file: File) -> int:
 def _module(bugs: tuple[Bug, ...], file: File) -> ModuleType:
     source = source_of(bugs, file)
     label = "+".join(bug.name for bug in bugs) or "right"
-    filename = f"<zoo {label} {file}.py>"
-    module = ModuleType(f"companion_zoo.{label}.{file}", f"The {file} with {label} in it.")
-    module.__file__ = filename
-    # Where dataclasses look for the names in annotations, and tracebacks and inspect for the source.
-    sys.modules[module.__name__] = module
-    linecache.cache[filename] = (len(source), None, source.splitlines(keepends=True), filename)
     try:
-        exec(compile(source, filename, "exec"), module.__dict__)
+        return module_of(source, f"companion_zoo.{label}.{file}", f"<zoo {label} {file}.py>")
     except SyntaxError as error:
         raise ValueError(f"{label} does not leave Python behind: {error}; mend the edit") from error
+
+
+def module_of(source: str, name: str, filename: str) -> ModuleType:
+    """Run a text as a module of its own.
+
+    Parameters
+    ----------
+    source : str
+    name : str
+        What the module is called, and found under in ``sys.modules``.
+    filename : str
+        What tracebacks call it. Need not exist.
+    """
+    module = ModuleType(name)
+    module.__file__ = filename
+    # Where dataclasses look for the names in annotations, and tracebacks and inspect for the source.
+    sys.modules[name] = module
+    linecache.cache[filename] = (len(source), None, source.splitlines(keepends=True), filename)
+    exec(compile(source, filename, "exec"), module.__dict__)
     return module

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from statistics import median
 
 from companion.debugging.checks.registry import Check
 from companion.debugging.doctor import diagnose
@@ -12,7 +14,7 @@ from companion.debugging.ordering import ordered
 from companion.debugging.zoo.bug import Bug
 from companion.debugging.zoo.editing import subject_of
 
-__all__ = ["BugRow", "matrix", "share_detected", "share_placed"]
+__all__ = ["BugRow", "CheckRow", "by_check", "matrix", "share_detected", "share_placed"]
 
 
 @dataclass(frozen=True)
@@ -52,6 +54,48 @@ class BugRow:
     def seconds(self) -> float:
         """What all checks cost."""
         return sum(finding.seconds for finding in self.findings)
+
+
+@dataclass(frozen=True)
+class CheckRow:
+    """What one check is worth.
+
+    Attributes
+    ----------
+    check : str
+        Its name.
+    found : int
+        Bugs of which it found something.
+    alone : int
+        Of those, the bugs of which no other check did.
+    seconds : float
+        The median over all bugs.
+    """
+
+    check: str
+    found: int
+    alone: int
+    seconds: float
+
+
+def by_check(rows: Sequence[BugRow]) -> list[CheckRow]:
+    """Turn the matrix around: a row for each check, in the order in which they ran."""
+    said: dict[str, list[Finding]] = {}
+    for row in rows:
+        for finding in row.findings:
+            said.setdefault(finding.check, []).append(finding)
+    alone = Counter(
+        next(iter(names)) for row in rows if len(names := {found.check for found in row.problems}) == 1
+    )
+    return [
+        CheckRow(
+            name,
+            sum(finding.is_problem for finding in findings),
+            alone[name],
+            median(finding.seconds for finding in findings),
+        )
+        for name, findings in said.items()
+    ]
 
 
 def matrix(bugs: Iterable[Bug], checks: Iterable[Check]) -> list[BugRow]:

@@ -8,7 +8,6 @@ from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import ModuleType
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -19,7 +18,7 @@ from companion.debugging import recipe as right_recipe
 from companion.debugging.subject import seeded
 from companion.debugging.zoo.bug import Bug, Configuration
 from companion.debugging.zoo.editing import edited, source_of
-from companion.debugging.zoo.subjects import fresh_reviews, toy_splits
+from companion.debugging.zoo.subjects import fresh_reviews, small_config, toy_splits
 
 __all__ = ["Judged", "judged", "measured"]
 
@@ -137,9 +136,8 @@ def _run(
         ]
         for name, part in splits.items()
     }
-    shape: dict[str, Any] = {"width": 32, "max_length": setup.max_length, "causal": causal}
-    shape["classes"] = 2 if where.kind == "classification" else 0
-    config = transformer.TransformerConfig(len(vocabulary), **{**shape, **where.shape})
+    shape = {"vocab_size": len(vocabulary), "max_length": setup.max_length, **where.shape}
+    config = small_config(transformer, where.kind, **shape)
     model = transformer.Transformer(config)
     curve = recipe.train(model, rows["train"], setup)
     seen = recipe.held_out_loss(model, list(recipe.batches(rows["dev"], setup)))

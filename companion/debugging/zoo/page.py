@@ -5,11 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from html import escape
 from itertools import groupby
-from statistics import median
 
 from companion.debugging.zoo.bug import Bug
 from companion.debugging.zoo.editing import right_source
-from companion.debugging.zoo.matrix import BugRow
+from companion.debugging.zoo.matrix import BugRow, by_check
 from companion.debugging.zoo.measure import Judged
 
 __all__ = ["bug_table", "check_table", "diff_of", "matrix_table"]
@@ -85,18 +84,14 @@ def matrix_table(rows: Sequence[BugRow]) -> str:
 
 def check_table(rows: Sequence[BugRow]) -> str:
     """Return a table of checks: how many bugs each finds, how many nobody else finds, and what it costs."""
-    names = list(dict.fromkeys(finding.check for row in rows for finding in row.findings))
-    said = {name: [f for row in rows for f in row.findings if f.check == name] for name in names}
-    found = {name: sum(finding.is_problem for finding in said[name]) for name in names}
+    checks = sorted(by_check(rows), key=lambda check: -check.found)
     body = []
-    for name in sorted(names, key=lambda name: -found[name]):
-        alone = sum({problem.check for problem in row.problems} == {name} for row in rows)
-        seconds = median(finding.seconds for finding in said[name])
-        cells = (str(found[name]), str(alone), f"{seconds:.3f}")
+    for check in checks:
+        cells = (str(check.found), str(check.alone), f"{check.seconds:.3f}")
         shown = "".join(f'<td class="text-right">{cell}</td>' for cell in cells)
-        body.append(f'<tr><th scope="row">{escape(name)}</th>{shown}</tr>')
+        body.append(f'<tr><th scope="row">{escape(check.check)}</th>{shown}</tr>')
     columns = ["Check", "Bugs found", "Found by it alone", "Median seconds"]
-    return _table(f"{len(names)} checks on {len(rows)} bugs, one thread", columns, body)
+    return _table(f"{len(checks)} checks on {len(rows)} bugs, one thread", columns, body)
 
 
 def diff_of(bug: Bug) -> str:

@@ -13,7 +13,7 @@ from companion.debugging import recipe as right_recipe
 from companion.debugging.subject import Kind, Subject
 from companion.models import transformer as right_transformer
 
-__all__ = ["fresh_reviews", "reference_subject", "reviews", "toy_splits"]
+__all__ = ["fresh_reviews", "reference_subject", "reviews", "small_config", "toy_splits"]
 
 REVIEWS, FRESH = 300, 40
 SENT_TWICE = 24
@@ -58,6 +58,12 @@ def _prepared(recipe: ModuleType, settings: Any) -> dict[str, tuple[Example, ...
     return {name: tuple(Example(*row) for row in rows) for name, rows in prepared.items()}
 
 
+def small_config(transformer: ModuleType, kind: Kind, **shape: Any) -> Any:
+    """Return the smallest configuration, of the reference or of an edited one, that still learns."""
+    chosen = {"width": 32, "causal": kind == "causal language model"}
+    return transformer.TransformerConfig(**{**chosen, "classes": 2 * (kind == "classification"), **shape})
+
+
 def reference_subject(
     kind: Kind = "classification",
     *,
@@ -86,17 +92,7 @@ def reference_subject(
     data = toy_splits(recipe, setup) if splits is None else dict(splits)
     train = data["train"]
     vocabulary = recipe.Vocabulary([example.text for example in train], size=400)
-    causal = kind == "causal language model"
-    config = transformer.TransformerConfig(
-        **{
-            "vocab_size": len(vocabulary),
-            "width": 32,
-            "max_length": setup.max_length,
-            "causal": causal,
-            "classes": 2 if kind == "classification" else 0,
-            **shape,
-        }
-    )
+    config = small_config(transformer, kind, vocab_size=len(vocabulary), max_length=setup.max_length, **shape)
     encode = partial(vocabulary.encode, max_length=setup.max_length)
     rows = [(encode(example.text), int(example.label or 0)) for example in train[:64]]
     return Subject(

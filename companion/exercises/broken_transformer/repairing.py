@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import linecache
 import secrets
-import sys
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+from companion.debugging.zoo import editing
 from companion.exercises.broken_transformer.behaviours import BEHAVIOURS
 from companion.exercises.broken_transformer.comparing import broken
 from companion.exercises.broken_transformer.planted import Planted, behaviours_of, breaks, right_behaviours
@@ -91,16 +90,8 @@ def load_module(path: Path) -> ModuleType:
 
 
 def module_of(source: str, name: str, filename: str) -> ModuleType:
-    """Run a text as a module of its own."""
-    module = ModuleType(f"learner_{name}_{secrets.token_hex(4)}")
-    module.__file__ = filename
-    linecache.cache[filename] = (len(source), None, source.splitlines(keepends=True), filename)
-    sys.modules[module.__name__] = module  # where dataclasses look for annotations
-    try:
-        exec(compile(source, filename, "exec"), module.__dict__)
-    finally:
-        del sys.modules[module.__name__]
-    return module
+    """Run a text as a module of its own, under a name that no other has."""
+    return editing.module_of(source, f"learner_{name}_{secrets.token_hex(4)}", filename)
 
 
 def _report(wrong: frozenset[str], found: dict[str, Any], opening: str) -> None:
