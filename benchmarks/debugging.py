@@ -1,10 +1,11 @@
 """The zoo against the checks: which check finds which bug, in what time, and what people find without them.
 
-    python benchmarks/debugging.py --out RESULTS.json [--only NAME ...] [--without-slow]
+    python benchmarks/debugging.py --out RESULTS.json [--only NAME ...] [--again CHECK ...] [--without-slow]
 
 For each bug: all checks on the edited code, two baselines (overfit one batch + initial loss; the loss curve
 alone, against clean runs with other seeds), and the held-out loss that one sees beside the honest one. Each
-bug is written as soon as it is there: the same command run again goes on where it stopped.
+bug is written as soon as it is there: the same command run again goes on where it stopped, with the checks
+that are new as well. After a check was changed, `--again` runs it on every bug, and replaces what was stored.
 """
 
 from __future__ import annotations
@@ -27,18 +28,18 @@ from companion.debugging.zoo import BUGS, Bug, Configuration, named, subject_of
 from companion.debugging.zoo.baselines import looks_different, taught_checks_alarm
 from companion.debugging.zoo.matrix import by_check, matrix, share_detected, share_placed
 from companion.debugging.zoo.measure import judged
-from companion.debugging.zoo.results import Results, stored
+from companion.debugging.zoo.results import Results, restored, stored
 
 
 def main() -> None:
     arguments = parse()
     torch.set_num_threads(1)
     checks = [check for check in load_checks().values() if arguments.slow or not check.slow]
-    names = [check.name for check in checks]
-    results = Store(arguments.out, {"checks": names, "seeds": arguments.seeds, "epochs": arguments.epochs})
+    results = Store(arguments.out, {"seeds": arguments.seeds, "epochs": arguments.epochs})
     bugs = [named(name) for name in arguments.only] if arguments.only else BUGS
     for bug in bugs:
         results.measured(bug.name, lambda bug=bug: measure(bug, checks, arguments, results))
+        update(bug, checks, arguments.again, results)
     print(report(Results(results.rows)))
 
 
@@ -47,6 +48,9 @@ def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=layout)
     parser.add_argument("--out", type=Path, required=True, help="a JSON file, gone on with if it is there")
     parser.add_argument("--only", nargs="+", metavar="NAME", help="these bugs; default: all")
+    parser.add_argument(
+        "--again", nargs="+", metavar="CHECK", default=(), choices=sorted(load_checks()), help="these checks"
+    )
     parser.add_argument("--seeds", type=int, default=3, help="clean runs that a curve is compared with")
     parser.add_argument("--epochs", type=int, default=8, help="of each run")
     parser.add_argument(
@@ -71,6 +75,17 @@ def measure(
         "curve": looks_different(run.seen, clean),
         "seconds": time.perf_counter() - start,
     }
+
+
+def update(bug: Bug, checks: Sequence[Check], again: Sequence[str], results: Store) -> None:
+    """Run the checks that a stored row lacks, or that are to run again; drop those that are gone."""
+    kept = {restored(finding).check: finding for finding in results.rows[bug.name]["findings"]}
+    wanted = [check for check in checks if check.name not in kept or check.name in again]
+    if wanted or kept.keys() - load_checks().keys():
+        found = kept | {finding.check: stored(finding) for finding in matrix([bug], wanted)[0].findings}
+        findings = [found[name] for name in load_checks() if name in found]
+        results.change(bug.name, lambda row: row | {"findings": findings})
+        print(bug.name, "again:", ", ".join(check.name for check in wanted), flush=True)
 
 
 def clean_runs(where: Configuration, arguments: argparse.Namespace, results: Store) -> dict[str, Any]:

@@ -32,13 +32,20 @@ class Store:
         """Return a stored row, or measure it and store it with date and machine."""
         if key not in self.rows:
             row = measure()
-            date = datetime.now(UTC).isoformat(timespec="seconds")
-            self.rows[key] = row | {"date": date, **self.stamp, "machine": artifacts.machine()}
-            with artifacts.staged_file(self.path) as file:
-                file.write_text(json.dumps({"settings": self.settings, "rows": self.rows}) + "\n")
+            self._keep(key, row)
             shown = {name: value for name, value in row.items() if not isinstance(value, dict | list)}
             print(key, json.dumps(shown), flush=True)
         return self.rows[key]
+
+    def change(self, key: str, change: Callable[[dict[str, Any]], dict[str, Any]]) -> None:
+        """Measure a part of a stored row again, and date it anew."""
+        self._keep(key, change(self.rows[key]))
+
+    def _keep(self, key: str, row: dict[str, Any]) -> None:
+        date = datetime.now(UTC).isoformat(timespec="seconds")
+        self.rows[key] = row | {"date": date, **self.stamp, "machine": artifacts.machine()}
+        with artifacts.staged_file(self.path) as file:
+            file.write_text(json.dumps({"settings": self.settings, "rows": self.rows}) + "\n")
 
 
 def _other(kept: dict[str, Any], asked: dict[str, Any]) -> str:
