@@ -6,11 +6,11 @@ import copy
 
 import numpy as np
 import onnx
-import onnxruntime
 from onnx import TensorProto, helper
 
 from companion.inference.graph import CONTRIB, Graph, attribute
 from companion.inference.quantization import OPSET
+from companion.inference.sessions import open_session
 
 __all__ = ["fuse_attention", "keep_first_token"]
 
@@ -104,13 +104,11 @@ def _hides_padding_alone(graph: Graph, mask: str) -> bool:
     part = copy.copy(graph)
     part.outputs = [helper.make_tensor_value_info(mask, TensorProto.FLOAT, None)]
     model = part.to_model(opset=OPSET)
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 4
     feed = {item.name: np.ones((2, _LONG), dtype=np.int64) for item in graph.inputs}
     feed["attention_mask"][1, _LONG // 2 :] = 0
     visible = feed["attention_mask"][:, None, None, :] == 1
     try:
-        found = onnxruntime.InferenceSession(model.SerializeToString(), options).run(None, feed)[0]
+        found = open_session(model.SerializeToString(), quiet=True).run(None, feed)[0]
     except Exception:  # onnxruntime raises classes of its own, here for a mask of a fixed size
         return False
     return bool(np.where(visible, found == 0, found < -1e4).all())

@@ -56,6 +56,12 @@ class Graph:
         self.constants.setdefault(name, value)
         return name
 
+    def rename(self, old: str, new: str) -> None:
+        """Give a constant another name, wherever it is read. The new name must be free."""
+        self.constants = {new if name == old else name: value for name, value in self.constants.items()}
+        for node in self.nodes:
+            node.input[:] = [new if name == old else name for name in node.input]
+
     def replace(self, old: onnx.NodeProto, new: Iterable[onnx.NodeProto]) -> None:
         """Put nodes in the place of one."""
         at = next(index for index, node in enumerate(self.nodes) if node is old)

@@ -11,12 +11,11 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
-import onnxruntime
 from numpy.typing import NDArray
 from tokenizers import Encoding, Tokenizer
 
 from companion.inference.manifest import MODEL, Manifest, read_manifest
-from companion.settings import get_settings
+from companion.inference.sessions import open_session
 
 __all__ = ["OnnxPredictor", "Predictor", "probabilities_of"]
 
@@ -98,14 +97,7 @@ class OnnxPredictor:
         self._tokenizer.no_padding()
         self._tokenizer.enable_truncation(self.manifest.max_length)
         self._pad = _padding(folder)
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = threads or get_settings().threads
-        # Spinning threads win microseconds on an idle machine and lose multiples of that on a busy one.
-        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-        options.log_severity_level = 3
-        self._session = onnxruntime.InferenceSession(
-            str(folder / MODEL), options, providers=["CPUExecutionProvider"]
-        )
+        self._session = open_session(folder / MODEL, threads=threads)
 
     @property
     def labels(self) -> tuple[str, ...]:

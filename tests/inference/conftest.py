@@ -69,6 +69,14 @@ def family_folders(home: Path, encoder_folder: Path) -> Callable[[str], tuple[Pa
     return folders
 
 
+@pytest.fixture(scope="module")
+def torch_one(model_folder: Path) -> Any:
+    """Return the toy model in torch: what is right by definition."""
+    from companion.inference import TorchPredictor
+
+    return TorchPredictor(model_folder)
+
+
 @pytest.fixture(scope="session")
 def texts(toy: list[Any]) -> list[str]:
     """Return texts from one letter to far too long, some of them strange."""

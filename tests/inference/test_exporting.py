@@ -37,7 +37,7 @@ def copy(onnx_folder: Path, tmp_path: Path) -> Path:
 def quick(onnx_folder: Path, monkeypatch) -> None:
     """Take the traced graph from `onnx_folder`: tracing takes seconds."""
     model = onnx.load(str(onnx_folder / "model.onnx"))
-    monkeypatch.setattr(exporting, "to_onnx", lambda classifier, precision: model)
+    monkeypatch.setattr(exporting, "to_onnx", lambda *_, **__: model)
 
 
 def test_fp32_is_the_model_in_standard_operators(fp32_folder, model_folder, toy):
@@ -223,7 +223,7 @@ def test_a_killed_export_leaves_the_old_one(model_folder, copy):
     code = (
         "import os, signal, onnx; from pathlib import Path; import companion.inference.exporting as e\n"
         f"model = onnx.load({str(copy / 'model.onnx')!r})\n"
-        "e.to_onnx = lambda classifier, precision: model\n"
+        "e.to_onnx = lambda *_, **__: model\n"
         "e.compare = lambda *_: os.kill(os.getpid(), signal.SIGKILL)\n"
         f"e.export(Path({str(model_folder)!r}), Path({str(copy)!r}))"
     )

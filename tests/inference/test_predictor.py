@@ -40,11 +40,6 @@ def int8(onnx_folder: Path) -> OnnxPredictor:
     return OnnxPredictor(onnx_folder, threads=1)
 
 
-@pytest.fixture(scope="module")
-def torch_one(model_folder: Path) -> TorchPredictor:
-    return TorchPredictor(model_folder)
-
-
 def alone(predictor: OnnxPredictor, texts, pairs=None) -> np.ndarray:
     rows = [
         predictor.logits([text], None if pairs is None else [pair])

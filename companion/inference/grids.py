@@ -1,0 +1,111 @@
+"""The arithmetic of narrow numbers: matrices and tables in 8 or 4 bits, and their scales."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+__all__ = ["TINY", "affine_scale", "quantize_blocks", "quantize_columns", "quantize_rows"]
+
+TINY = float(np.finfo(np.float32).tiny)
+"""The least scale: of a row or column of zeros."""
+
+
+def quantize_columns(weight: NDArray[np.float32]) -> tuple[NDArray[np.int8], NDArray[np.float32]]:
+    """Quantize a matrix column by column, safe for 16-bit sums of neighbouring products.
+
+    Activations are unsigned, at most 255. ``vpmaddubsw`` computes ``a0 * w0 + a1 * w1`` for neighbouring rows
+    of the matrix, rows 0 and 1, 2 and 3, and so on. The sum fits 16 bits if neighbouring weights of one sign
+    add up to at most 128. Scaling a column's largest such sum to 127 leaves room for rounding both up.
+
+    Parameters
+    ----------
+    weight : ndarray of float32, shape (inputs, outputs)
+
+    Returns
+    -------
+    quantized : ndarray of int8, shape (inputs, outputs)
+    scale : ndarray of float32, shape (outputs,)
+        ``quantized * scale`` is close to `weight`.
+    """
+    # Divided before they are added: a sum of two large weights could be infinite.
+    even = np.pad(weight, ((0, weight.shape[0] % 2), (0, 0))) / 127
+    positive, negative = np.maximum(even, 0), np.maximum(-even, 0)
+    sums = np.maximum(positive[0::2] + positive[1::2], negative[0::2] + negative[1::2])
+    scale = np.maximum(sums.max(axis=0), TINY).astype(np.float32)
+    return np.rint(weight / scale).astype(np.int8), scale
+
+
+def quantize_rows(table: NDArray[np.float32]) -> tuple[NDArray[np.int8], NDArray[np.float32]]:
+    """Quantize a table of embeddings row by row.
+
+    Parameters
+    ----------
+    table : ndarray of float32, shape (rows, width)
+
+    Returns
+    -------
+    quantized : ndarray of int8, shape (rows, width)
+    scale : ndarray of float32, shape (rows, 1)
+    """
+    scale = np.maximum(np.abs(table).max(axis=1, keepdims=True) / 127, TINY).astype(np.float32)
+    return np.rint(table / scale).astype(np.int8), scale
+
+
+def quantize_blocks(
+    weight: NDArray[np.float32], *, bits: int, block: int
+) -> tuple[NDArray[np.uint8], NDArray[np.float32]]:
+    """Quantize each column of a matrix in blocks of rows, each with a scale of its own.
+
+    The number of largest magnitude in a block lands on the end of the grid that has one step more, the
+    negative one; its scale is negative where that number is positive.
+
+    Parameters
+    ----------
+    weight : ndarray of float32, shape (inputs, outputs)
+    bits : {4, 8}
+    block : int
+        Rows that share a scale; a power of two. The last block may be shorter.
+
+    Returns
+    -------
+    quantized : ndarray of uint8, shape (outputs, blocks, block * bits / 8)
+        Around ``2 ** (bits - 1)``; two to a byte in 4 bits, the first in the low half: the layout of
+        onnxruntime's ``MatMulNBits``.
+    scale : ndarray of float32, shape (outputs, blocks)
+
+    Raises
+    ------
+    ValueError
+        For other bits.
+    """
+    if bits not in (4, 8):
+        raise ValueError(f"bits is {bits}, expected 4 or 8")
+    half = 2 ** (bits - 1)
+    inputs, outputs = weight.shape
+    blocks = -(-inputs // block)
+    padded = np.pad(weight, ((0, blocks * block - inputs), (0, 0))).T.reshape(outputs, blocks, block)
+    largest = np.take_along_axis(padded, np.abs(padded).argmax(axis=2, keepdims=True), axis=2)
+    scale = -largest / np.float32(half)
+    scale = np.where(np.abs(scale) < TINY, np.float32(TINY), scale).astype(np.float32)
+    quantized = np.clip(np.rint(padded / scale) + half, 0, 2 * half - 1).astype(np.uint8)
+    if bits == 4:
+        quantized = quantized[..., 0::2] | (quantized[..., 1::2] << 4)
+    return quantized, scale[..., 0]
+
+
+def affine_scale(low: float, high: float) -> tuple[np.float32, np.uint8]:
+    """Choose scale and zero point of an unsigned 8-bit grid that covers a range and holds zero exactly.
+
+    Parameters
+    ----------
+    low, high : float
+
+    Returns
+    -------
+    scale : float32
+    zero_point : uint8
+    """
+    low, high = min(low, 0.0), max(high, 0.0)
+    scale = np.float32(max((high - low) / 255, TINY))
+    return scale, np.uint8(np.clip(np.rint(-low / scale), 0, 255))
