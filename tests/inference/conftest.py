@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -67,6 +68,12 @@ def family_folders(home: Path, encoder_folder: Path) -> Callable[[str], tuple[Pa
         return folder / "model", folder / "onnx"
 
     return folders
+
+
+@pytest.fixture
+def onnx_copy(onnx_folder: Path, tmp_path: Path) -> Path:
+    """Return a copy of `onnx_folder` to be broken."""
+    return Path(shutil.copytree(onnx_folder, tmp_path / "onnx"))
 
 
 @pytest.fixture(scope="session")
