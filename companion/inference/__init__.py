@@ -1,6 +1,8 @@
-"""From a model folder to a small fast one: export, INT8, and predictors that read either.
+"""From a model folder to a small fast one: export, INT8, predictors for either, and what they are worth.
 
-Importing this package imports neither torch nor onnxruntime. `OnnxPredictor` never needs torch.
+`benchmark` measures how fast folders answer, `assess` how well one answers for another; `Quality.passes` is
+the release gate between the two. Importing this package imports neither torch nor onnxruntime.
+`OnnxPredictor` never needs torch.
 """
 
 from __future__ import annotations
@@ -9,52 +11,113 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from companion.inference.arrivals import Arrivals, Load, closed_loop, drive, open_loop
     from companion.inference.baselines import standard_int8
+    from companion.inference.benchmark_plan import BenchmarkPlan
+    from companion.inference.benchmark_report import Benchmark
+    from companion.inference.benchmarking import benchmark, benchmark_predictors
     from companion.inference.comparison import compare
     from companion.inference.exporting import export
+    from companion.inference.gate import Gate
+    from companion.inference.intervals import (
+        Estimate,
+        Percentile,
+        paired_difference,
+        percentile,
+        proportion,
+        runs_needed,
+    )
     from companion.inference.loading import load_predictor
-    from companion.inference.manifest import Check, Manifest, read_manifest
+    from companion.inference.manifest import Check, Manifest, read_manifest, state_quality
     from companion.inference.predictor import OnnxPredictor, Predictor
+    from companion.inference.processor import features
+    from companion.inference.quality import assess
+    from companion.inference.quality_record import Quality
     from companion.inference.quantization import quantize, quantize_columns, quantize_rows
     from companion.inference.timing import Timing, ratio, side_by_side
     from companion.inference.torch_predictor import TorchPredictor
+    from companion.inference.warmup import Warmup, warm_up
 
 __all__ = [
+    "Arrivals",
+    "Benchmark",
+    "BenchmarkPlan",
     "Check",
+    "Estimate",
+    "Gate",
+    "Load",
     "Manifest",
     "OnnxPredictor",
+    "Percentile",
     "Predictor",
+    "Quality",
     "Timing",
     "TorchPredictor",
+    "Warmup",
+    "assess",
+    "benchmark",
+    "benchmark_predictors",
+    "closed_loop",
     "compare",
+    "drive",
     "export",
+    "features",
     "load_predictor",
+    "open_loop",
+    "paired_difference",
+    "percentile",
+    "proportion",
     "quantize",
     "quantize_columns",
     "quantize_rows",
     "ratio",
     "read_manifest",
+    "runs_needed",
     "side_by_side",
     "standard_int8",
+    "state_quality",
+    "warm_up",
 ]
 
 _HOMES = {
-    "compare": "comparison",
+    "Arrivals": "arrivals",
+    "Load": "arrivals",
+    "closed_loop": "arrivals",
+    "drive": "arrivals",
+    "open_loop": "arrivals",
     "standard_int8": "baselines",
-    "Timing": "timing",
-    "ratio": "timing",
-    "side_by_side": "timing",
+    "BenchmarkPlan": "benchmark_plan",
+    "Benchmark": "benchmark_report",
+    "benchmark": "benchmarking",
+    "benchmark_predictors": "benchmarking",
+    "compare": "comparison",
     "export": "exporting",
+    "Gate": "gate",
+    "Estimate": "intervals",
+    "Percentile": "intervals",
+    "paired_difference": "intervals",
+    "percentile": "intervals",
+    "proportion": "intervals",
+    "runs_needed": "intervals",
     "load_predictor": "loading",
     "Check": "manifest",
     "Manifest": "manifest",
     "read_manifest": "manifest",
+    "state_quality": "manifest",
     "OnnxPredictor": "predictor",
     "Predictor": "predictor",
+    "features": "processor",
+    "assess": "quality",
+    "Quality": "quality_record",
     "quantize": "quantization",
     "quantize_columns": "quantization",
     "quantize_rows": "quantization",
+    "Timing": "timing",
+    "ratio": "timing",
+    "side_by_side": "timing",
     "TorchPredictor": "torch_predictor",
+    "Warmup": "warmup",
+    "warm_up": "warmup",
 }
 
 
