@@ -11,7 +11,7 @@ from typing import NoReturn
 
 import typer
 
-from companion.cli import about, diagnosing, training, using
+from companion.cli import about, diagnosing, measuring, training, using
 
 __all__ = ["app", "main"]
 
@@ -28,6 +28,7 @@ for command in (
     diagnosing.diagnose,
     using.evaluate,
     using.export,
+    measuring.benchmark,
     using.predict,
     using.serve,
     training.share,

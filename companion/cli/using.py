@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from companion.cli.gating import HeldOut
 from companion.cli.options import (
     BatchSize,
     Data,
@@ -49,19 +50,13 @@ def evaluate(
     """Score a model folder or an ONNX folder on labelled data."""
     from companion.data import labels_of, score
     from companion.inference import load_predictor
+    from companion.inference.quality import check_task
 
     predictor = load_predictor(folder, threads=threads)
     source = Source(task, data, text_column, label_column, pair_column)
     labels = () if predictor.is_regression else predictor.labels
     loaded, name, examples = source.labelled(split, labels)
-    unnamed = tuple(f"LABEL_{index}" for index in range(loaded.num_labels))  # what transformers calls them
-    if loaded.is_regression != predictor.is_regression or (
-        not loaded.is_regression and predictor.labels not in (loaded.labels, unnamed)
-    ):
-        raise ValueError(
-            f"{folder} predicts {', '.join(predictor.labels)}; {loaded.name} has "
-            f"{', '.join(loaded.labels) or 'numbers'}. Choose the task that the model was trained for."
-        )
+    check_task(predictor, loaded, str(folder))
     pairs = [example.pair or "" for example in examples] if loaded.paired else None
     start = time.perf_counter()
     logits = predictor.logits([example.text for example in examples], pairs, batch_size=batch_size)
@@ -84,11 +79,31 @@ def export(
     folder: Annotated[Path, typer.Argument(help="A fine-tuned model folder.")],
     out: Annotated[Path, typer.Argument(help="The ONNX folder to write.")],
     precision: Annotated[str, typer.Option("--precision", help="int8 or fp32.")] = "int8",
+    check_on: Annotated[
+        str | None,
+        typer.Option(
+            "--check-on",
+            help="Held-out labelled data: a task by name, or a file with --text-column and --label-column. "
+            "Compares the export with its source on them, and writes the result into the manifest.",
+        ),
+    ] = None,
+    max_drop: Annotated[
+        float, typer.Option("--max-drop", min=0, help="With --check-on: points that the metric may drop.")
+    ] = 0.5,
+    data: Annotated[Path | None, typer.Option("--data", help="With --check-on TASK: a GLUE folder.")] = None,
+    text_column: TextColumn = None,
+    label_column: LabelColumn = None,
+    pair_column: PairColumn = None,
     as_json: Json = False,
 ) -> None:
-    """Turn a model folder into an ONNX folder, and compare the two."""
+    """Turn a model folder into an ONNX folder, and compare the two.
+
+    With --check-on it ends with 1 when the export does not pass; the folder is written all the same, and its
+    manifest says what was found.
+    """
     if precision not in ("int8", "fp32"):
         raise ValueError(f"--precision is {precision!r}, expected int8 or fp32")
+    held_out = HeldOut.named(check_on, data, text_column, label_column, pair_column)
     from dataclasses import asdict
 
     from companion.artifacts import staged_folder
@@ -97,7 +112,13 @@ def export(
     with staged_folder(out, marker="manifest.json") as staging:
         from companion import inference
 
+        opened = None if held_out is None else held_out.open(folder)
         manifest = inference.export(folder, staging, precision="int8" if precision == "int8" else "fp32")
+        quality = None
+        if opened is not None:
+            reference, task, examples = opened
+            quality = inference.assess(reference, inference.load_predictor(staging), examples, task)
+            inference.state_quality(staging, quality)
     size = sum(path.stat().st_size for path in out.iterdir())
     report = {
         "folder": str(out),
@@ -107,7 +128,14 @@ def export(
         "check": asdict(manifest.check),
         "operators": manifest.operators,
     }
+    gate = None if quality is None else quality.passes(max_drop)
+    if as_json and quality is not None and gate is not None:
+        report |= {"quality": quality.to_dict(), "gate": gate.to_dict()}
     show(report, as_json)
+    if not as_json and quality is not None and gate is not None:
+        typer.echo(f"\n{quality.text()}\n{gate.detail}")
+    if gate is not None and not gate:
+        raise typer.Exit(1)
 
 
 def predict(
