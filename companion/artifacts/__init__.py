@@ -8,7 +8,7 @@ rename, complete or not at all; each time it is opened its files are compared wi
 from __future__ import annotations
 
 from companion.artifacts.digests import JSON, digest
-from companion.artifacts.hardware import machine
+from companion.artifacts.hardware import cpu_features, machine
 from companion.artifacts.staging import check_folder, staged_file, staged_folder
 from companion.artifacts.store import Entry, clear, entries, make, record
 
@@ -17,6 +17,7 @@ __all__ = [
     "Entry",
     "check_folder",
     "clear",
+    "cpu_features",
     "digest",
     "entries",
     "machine",

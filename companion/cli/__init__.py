@@ -11,7 +11,7 @@ from typing import NoReturn
 
 import typer
 
-from companion.cli import about, diagnosing, training, using
+from companion.cli import about, diagnosing, exporting, measuring, training, using
 
 __all__ = ["app", "main"]
 
@@ -27,7 +27,8 @@ for command in (
     training.train,
     diagnosing.diagnose,
     using.evaluate,
-    using.export,
+    exporting.export,
+    measuring.benchmark,
     using.predict,
     using.serve,
     training.share,

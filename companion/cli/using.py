@@ -1,4 +1,4 @@
-"""The commands that use a trained model: `evaluate`, `export`, `predict`, `serve`."""
+"""The commands that use a trained model: `evaluate`, `predict`, `serve`."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from companion.data import Example
     from companion.inference import Predictor
 
-__all__ = ["evaluate", "export", "predict", "serve"]
+__all__ = ["evaluate", "predict", "serve"]
 
 
 def evaluate(
@@ -49,19 +49,13 @@ def evaluate(
     """Score a model folder or an ONNX folder on labelled data."""
     from companion.data import labels_of, score
     from companion.inference import load_predictor
+    from companion.inference.quality import check_task
 
     predictor = load_predictor(folder, threads=threads)
     source = Source(task, data, text_column, label_column, pair_column)
     labels = () if predictor.is_regression else predictor.labels
     loaded, name, examples = source.labelled(split, labels)
-    unnamed = tuple(f"LABEL_{index}" for index in range(loaded.num_labels))  # what transformers calls them
-    if loaded.is_regression != predictor.is_regression or (
-        not loaded.is_regression and predictor.labels not in (loaded.labels, unnamed)
-    ):
-        raise ValueError(
-            f"{folder} predicts {', '.join(predictor.labels)}; {loaded.name} has "
-            f"{', '.join(loaded.labels) or 'numbers'}. Choose the task that the model was trained for."
-        )
+    check_task(predictor, loaded, str(folder))
     pairs = [example.pair or "" for example in examples] if loaded.paired else None
     start = time.perf_counter()
     logits = predictor.logits([example.text for example in examples], pairs, batch_size=batch_size)
@@ -76,36 +70,6 @@ def evaluate(
         "examples": len(examples),
         "examples_per_second": len(examples) / seconds,
         "metrics": metrics,
-    }
-    show(report, as_json)
-
-
-def export(
-    folder: Annotated[Path, typer.Argument(help="A fine-tuned model folder.")],
-    out: Annotated[Path, typer.Argument(help="The ONNX folder to write.")],
-    precision: Annotated[str, typer.Option("--precision", help="int8 or fp32.")] = "int8",
-    as_json: Json = False,
-) -> None:
-    """Turn a model folder into an ONNX folder, and compare the two."""
-    if precision not in ("int8", "fp32"):
-        raise ValueError(f"--precision is {precision!r}, expected int8 or fp32")
-    from dataclasses import asdict
-
-    from companion.artifacts import staged_folder
-
-    # Entered before the heavy imports: a mistake in OUT is told at once.
-    with staged_folder(out, marker="manifest.json") as staging:
-        from companion import inference
-
-        manifest = inference.export(folder, staging, precision="int8" if precision == "int8" else "fp32")
-    size = sum(path.stat().st_size for path in out.iterdir())
-    report = {
-        "folder": str(out),
-        "precision": manifest.precision,
-        "model_version": manifest.model_version,
-        "bytes": size,
-        "check": asdict(manifest.check),
-        "operators": manifest.operators,
     }
     show(report, as_json)
 

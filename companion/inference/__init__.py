@@ -9,73 +9,134 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from companion.inference.arrivals import Arrivals, Load, closed_loop, drive, open_loop
     from companion.inference.baselines import standard_int8
+    from companion.inference.benchmark_plan import BenchmarkPlan
+    from companion.inference.benchmark_report import Benchmark
+    from companion.inference.benchmarking import benchmark, benchmark_predictors
     from companion.inference.calibration import calibrate
     from companion.inference.comparison import compare
     from companion.inference.exporting import export
+    from companion.inference.gate import Gate
     from companion.inference.grids import quantize_blocks, quantize_columns, quantize_rows
+    from companion.inference.intervals import (
+        Estimate,
+        Percentile,
+        paired_difference,
+        percentile,
+        proportion,
+        runs_needed,
+    )
     from companion.inference.loading import load_predictor
-    from companion.inference.manifest import Check, Manifest, read_manifest
+    from companion.inference.manifest import Check, Manifest, read_manifest, state_quality
     from companion.inference.predictor import OnnxPredictor, Predictor
+    from companion.inference.processor import features
+    from companion.inference.quality import assess
+    from companion.inference.quality_record import Quality
     from companion.inference.quantization import Fixed, Rows, WeightsOnly, quantize, weights_of
-    from companion.inference.sensitivity import Sensitivity, fewest_kept, sensitivity
+    from companion.inference.sensitivity import Sensitivity, fewest_kept, sensitivities
     from companion.inference.timing import Timing, ratio, side_by_side
     from companion.inference.torch_predictor import TorchPredictor
+    from companion.inference.warmup import Warmup, warm_up
 
 __all__ = [
+    "Arrivals",
+    "Benchmark",
+    "BenchmarkPlan",
     "Check",
+    "Estimate",
     "Fixed",
+    "Gate",
+    "Load",
     "Manifest",
     "OnnxPredictor",
+    "Percentile",
     "Predictor",
+    "Quality",
     "Rows",
     "Sensitivity",
     "Timing",
     "TorchPredictor",
+    "Warmup",
     "WeightsOnly",
+    "assess",
+    "benchmark",
+    "benchmark_predictors",
     "calibrate",
+    "closed_loop",
     "compare",
+    "drive",
     "export",
+    "features",
     "fewest_kept",
     "load_predictor",
+    "open_loop",
+    "paired_difference",
+    "percentile",
+    "proportion",
     "quantize",
     "quantize_blocks",
     "quantize_columns",
     "quantize_rows",
     "ratio",
     "read_manifest",
-    "sensitivity",
+    "runs_needed",
+    "sensitivities",
     "side_by_side",
     "standard_int8",
+    "state_quality",
+    "warm_up",
     "weights_of",
 ]
 
 _HOMES = {
+    "Arrivals": "arrivals",
+    "Load": "arrivals",
+    "closed_loop": "arrivals",
+    "drive": "arrivals",
+    "open_loop": "arrivals",
+    "standard_int8": "baselines",
+    "BenchmarkPlan": "benchmark_plan",
+    "Benchmark": "benchmark_report",
+    "benchmark": "benchmarking",
+    "benchmark_predictors": "benchmarking",
     "calibrate": "calibration",
     "compare": "comparison",
-    "standard_int8": "baselines",
-    "Timing": "timing",
-    "ratio": "timing",
-    "side_by_side": "timing",
     "export": "exporting",
+    "Gate": "gate",
+    "quantize_blocks": "grids",
+    "quantize_columns": "grids",
+    "quantize_rows": "grids",
+    "Estimate": "intervals",
+    "Percentile": "intervals",
+    "paired_difference": "intervals",
+    "percentile": "intervals",
+    "proportion": "intervals",
+    "runs_needed": "intervals",
     "load_predictor": "loading",
     "Check": "manifest",
     "Manifest": "manifest",
     "read_manifest": "manifest",
+    "state_quality": "manifest",
     "OnnxPredictor": "predictor",
     "Predictor": "predictor",
+    "features": "processor",
+    "assess": "quality",
+    "Quality": "quality_record",
     "Fixed": "quantization",
     "Rows": "quantization",
     "WeightsOnly": "quantization",
+    "quantize": "quantization",
     "weights_of": "quantization",
     "Sensitivity": "sensitivity",
     "fewest_kept": "sensitivity",
-    "sensitivity": "sensitivity",
-    "quantize": "quantization",
-    "quantize_blocks": "grids",
-    "quantize_columns": "grids",
-    "quantize_rows": "grids",
+    "sensitivities": "sensitivity",
+    "Timing": "timing",
+    "ratio": "timing",
+    "side_by_side": "timing",
     "TorchPredictor": "torch_predictor",
+    "Warmup": "warmup",
+    "warm_up": "warmup",
 }
 
 

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
-from companion.artifacts import digest
+from companion.artifacts import digest, staged_file
+from companion.inference.quality_reading import quality_from
+from companion.inference.quality_record import Quality
 
-__all__ = ["MANIFEST", "MODEL", "Check", "Manifest", "read_manifest", "write_manifest"]
+__all__ = ["MANIFEST", "MODEL", "Check", "Manifest", "read_manifest", "state_quality", "write_manifest"]
 
 MANIFEST = "manifest.json"
 MODEL = "model.onnx"
@@ -62,7 +64,8 @@ class Manifest:
     operators : dict of str to int
         How often each operator occurs in the graph.
     cpu_features : tuple of str
-        Instruction sets without which the answers would be wrong. Empty: none.
+        Instruction sets without which the answers would be wrong, by Linux's names; ``a|b`` where one of two
+        is enough. Empty: none.
     check : Check
     files : dict of str to str
         SHA-256 of every other file in the folder.
@@ -70,6 +73,8 @@ class Manifest:
         Version of this package.
     format : int
         Version of the manifest's own layout.
+    quality : Quality or None
+        What `state_quality` wrote: the model compared with its source on held-out examples.
     """
 
     precision: str
@@ -86,6 +91,7 @@ class Manifest:
     files: dict[str, str]
     companion: str
     format: int = _FORMAT
+    quality: Quality | None = None
 
     @property
     def model_version(self) -> str:
@@ -94,7 +100,7 @@ class Manifest:
 
 
 def write_manifest(manifest: Manifest, folder: Path) -> None:
-    """Write ``manifest.json``.
+    """Write ``manifest.json``, whole or not at all.
 
     Parameters
     ----------
@@ -102,8 +108,41 @@ def write_manifest(manifest: Manifest, folder: Path) -> None:
     folder : Path
         Holds the other files already.
     """
-    text = json.dumps(asdict(manifest), indent=1, ensure_ascii=False)
-    (folder / MANIFEST).write_text(text + "\n", encoding="utf-8")
+    data = asdict(manifest)
+    if manifest.quality is None:
+        del data["quality"]  # as it was before there was such a record
+    text = json.dumps(data, indent=1, ensure_ascii=False, allow_nan=False)
+    with staged_file(folder / MANIFEST) as staging:
+        staging.write_text(text + "\n", encoding="utf-8")
+
+
+def state_quality(folder: Path, quality: Quality) -> Manifest:
+    """Write into a folder's manifest how good its answers are.
+
+    Parameters
+    ----------
+    folder : Path
+        An ONNX folder. Nothing else in it changes.
+    quality : Quality
+        Found with `companion.inference.assess`, for this very folder. Takes the place of an earlier record.
+
+    Returns
+    -------
+    Manifest
+
+    Raises
+    ------
+    FileNotFoundError
+        When the folder or a file in it is missing.
+    ValueError
+        When the folder is damaged, or the record is about other labels.
+    """
+    folder = Path(folder)
+    manifest = read_manifest(folder)
+    quality_from(quality.to_dict(), labels=manifest.labels, is_regression=manifest.is_regression)
+    manifest = replace(manifest, quality=quality)
+    write_manifest(manifest, folder)
+    return manifest
 
 
 def read_manifest(folder: Path) -> Manifest:
@@ -123,7 +162,8 @@ def read_manifest(folder: Path) -> Manifest:
     FileNotFoundError
         When the folder, the manifest or a file that it lists is missing.
     ValueError
-        When the manifest is damaged or of another version, or a file is not the one it lists.
+        When the manifest is damaged or of another version, contradicts itself or ``config.json``, or a file
+        is not the one it lists.
     """
     if not folder.is_dir():
         raise FileNotFoundError(
@@ -146,6 +186,7 @@ def read_manifest(folder: Path) -> Manifest:
                 f"{file} is not the file that {MANIFEST} describes: SHA-256 {found[:12]}…, "
                 f"expected {expected[:12]}…. Export the model again."
             )
+    _agree(manifest, folder)
     return manifest
 
 
@@ -157,14 +198,65 @@ def _parse(path: Path) -> Manifest:
         raise ValueError(f"{path} is not a manifest: {error}. Export the model again.") from None
     if version != _FORMAT:
         raise ValueError(f"{path} has format {version!r}, expected {_FORMAT}. Export the model again.")
+    known = {field.name for field in fields(Manifest)}
+    if unknown := sorted(data.keys() - known):
+        raise ValueError(
+            f"{path} is damaged: it has the unknown {', '.join(unknown)}. Export the model again."
+        )
     try:
-        files = data.pop("files")
+        files, quality = data.pop("files"), data.pop("quality", None)
         data["check"] = Check(**data["check"])
         for name in ("labels", "inputs", "cpu_features"):
-            data[name] = tuple(data[name])
+            data[name] = _names(data[name], name)
         manifest = Manifest(**data, files={str(name): str(found) for name, found in files.items()})
-    except (AttributeError, KeyError, TypeError) as error:
+        _plausible(manifest)
+        if quality is not None:
+            record = quality_from(quality, labels=manifest.labels, is_regression=manifest.is_regression)
+            manifest = replace(manifest, quality=record)
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise ValueError(f"{path} is damaged: {error}. Export the model again.") from None
     if MODEL not in manifest.files:
         raise ValueError(f"{path} is damaged: it does not list {MODEL}. Export the model again.")
     return manifest
+
+
+def _names(value: Any, name: str) -> tuple[str, ...]:
+    if not isinstance(value, list) or not all(isinstance(item, str) for item in value):
+        raise ValueError(f"{name} is {value!r}, expected a list of names")
+    return tuple(value)
+
+
+def _plausible(manifest: Manifest) -> None:
+    """Refuse numbers that cannot be."""
+    check = manifest.check
+    counts = {"max_length": manifest.max_length, "positions": manifest.positions} | {
+        f"check.{name}": getattr(check, name) for name in ("examples", "label_flips", "moved_by_batch")
+    }
+    for name, count in counts.items():
+        if isinstance(count, bool) or not isinstance(count, int) or count < 0:
+            raise ValueError(f"{name} is {count!r}, expected a whole number of at least 0")
+    for name in ("label_flips", "moved_by_batch"):
+        if getattr(check, name) > check.examples:
+            raise ValueError(f"check.{name} is {getattr(check, name)} of {check.examples} examples")
+    for name in ("max_logit_difference", "mean_logit_difference"):
+        if not getattr(check, name) >= 0:
+            raise ValueError(f"check.{name} is {getattr(check, name)!r}, expected a number of at least 0")
+    if not isinstance(manifest.is_regression, bool):
+        raise ValueError(f"is_regression is {manifest.is_regression!r}, expected true or false")
+
+
+def _agree(manifest: Manifest, folder: Path) -> None:
+    """Refuse labels that are not those of ``config.json``, which the manifest lists and the hash covers."""
+    if manifest.is_regression or "config.json" not in manifest.files:
+        return
+    try:
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        named = config.get("id2label")
+        labels = None if named is None else tuple(named[str(index)] for index in range(len(named)))
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"{folder / 'config.json'} is damaged: {error}. Export the model again.") from None
+    if labels is not None and labels != manifest.labels:
+        raise ValueError(
+            f"{folder / MANIFEST} has the labels {', '.join(manifest.labels)}, but config.json has "
+            f"{', '.join(map(str, labels))}. Export the model again."
+        )

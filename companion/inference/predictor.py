@@ -6,7 +6,7 @@ A server imports this module: it must never import torch or transformers.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from tokenizers import Encoding, Tokenizer
 
 from companion.inference.manifest import MODEL, Manifest, read_manifest
+from companion.inference.processor import check_processor
 from companion.inference.sessions import open_session
 
 __all__ = ["OnnxPredictor", "Predictor", "probabilities_of"]
@@ -79,20 +80,26 @@ class OnnxPredictor:
         Made by `companion.inference.export`; its files are compared with the manifest first.
     threads : int, optional
         Threads per run. Default: the settings' threads.
+    processor : collection of str, optional
+        The processor's instruction sets. Default: those of this one.
 
     Raises
     ------
     FileNotFoundError, ValueError
-        When the folder is missing, incomplete, or not what its manifest says.
+        When the folder is missing, incomplete, or not what its manifest says, or when the processor lacks an
+        instruction set without which its answers would be wrong.
 
     Attributes
     ----------
     manifest : Manifest
     """
 
-    def __init__(self, folder: Path, *, threads: int | None = None) -> None:
+    def __init__(
+        self, folder: Path, *, threads: int | None = None, processor: Collection[str] | None = None
+    ) -> None:
         folder = Path(folder)
         self.manifest: Manifest = read_manifest(folder)
+        check_processor(folder, self.manifest.cpu_features, processor)
         self._tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
         self._tokenizer.no_padding()
         self._tokenizer.enable_truncation(self.manifest.max_length)

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from companion.inference.quantization import Scheme, quantize, weights_of
 from companion.inference.sessions import run_all
 
-__all__ = ["Sensitivity", "divergence", "fewest_kept", "layer_of", "sensitivity"]
+__all__ = ["Sensitivity", "divergence", "fewest_kept", "layer_of", "sensitivities"]
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ class Sensitivity:
         return layer_of(self.weight)
 
 
-def sensitivity(
+def sensitivities(
     model: onnx.ModelProto, feeds: Sequence[dict[str, NDArray[Any]]], scheme: Scheme
 ) -> tuple[Sensitivity, ...]:
     """Narrow each matrix and table alone, and compare the answers with those of the whole model.

@@ -49,7 +49,12 @@ class Timing:
 
 
 def side_by_side(
-    candidates: Mapping[str, Callable[[], object]], *, repeats: int = 5, warmup: int = 1
+    candidates: Mapping[str, Callable[[], object]],
+    *,
+    repeats: int = 5,
+    warmup: int = 1,
+    rotate: bool = False,
+    clock: Callable[[], float] = time.perf_counter,
 ) -> dict[str, Timing]:
     """Run every candidate once per round, for several rounds.
 
@@ -63,6 +68,11 @@ def side_by_side(
         Rounds that count, at least 3.
     warmup : int
         Rounds before, that do not.
+    rotate : bool
+        Whether another candidate begins each round, so that none always finds the caches as the same other
+        one left them.
+    clock : callable
+        Gives the time in seconds.
 
     Returns
     -------
@@ -77,12 +87,15 @@ def side_by_side(
     if repeats < 3:
         raise ValueError(f"repeats is {repeats}, expected at least 3 for a median and a spread")
     seconds: dict[str, list[float]] = {name: [] for name in candidates}
+    order = list(candidates.items())
     for turn in range(warmup + repeats):
-        for name, run in candidates.items():
-            start = time.perf_counter()
+        for name, run in order:
+            start = clock()
             run()
             if turn >= warmup:
-                seconds[name].append(time.perf_counter() - start)
+                seconds[name].append(clock() - start)
+        if rotate:
+            order = order[1:] + order[:1]
     return {name: Timing(tuple(values)) for name, values in seconds.items()}
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -75,6 +76,12 @@ def torch_one(model_folder: Path) -> Any:
     from companion.inference import TorchPredictor
 
     return TorchPredictor(model_folder)
+
+
+@pytest.fixture
+def onnx_copy(onnx_folder: Path, tmp_path: Path) -> Path:
+    """Return a copy of `onnx_folder` to be broken."""
+    return Path(shutil.copytree(onnx_folder, tmp_path / "onnx"))
 
 
 @pytest.fixture(scope="session")

@@ -51,8 +51,8 @@ def test_the_gradient_passes_the_rounding():
     torch.testing.assert_close(weight.grad, factor)
 
 
-NEAR = {"int8-fixed": 0.3, "int8-weights": 0.9, "int4-weights": 0.4}
-"""How much of an export's distance may be left: tables, and activations that a kernel rounds as well."""
+NEAR = {"int8-fixed": 0.3, "int4-weights": 0.4}
+"""How much of an export's distance may be left. Of 8-bit weights, the activations' rounding is most of it."""
 
 
 @pytest.mark.parametrize("precision", NEAR)

@@ -12,7 +12,7 @@ from companion import inference, models
 from companion.inference.exporting import export, feeds_of, to_onnx
 from companion.inference.grids import quantize_blocks
 from companion.inference.quantization import Fixed, Rows, WeightsOnly, activations_of, quantize, weights_of
-from companion.inference.sensitivity import divergence, fewest_kept, layer_of, sensitivity
+from companion.inference.sensitivity import divergence, fewest_kept, layer_of, sensitivities
 from companion.inference.sessions import run_all
 
 SCHEMES = {"int8": Rows(), "int8-weights": WeightsOnly(8), "int4-weights": WeightsOnly(4)}
@@ -197,7 +197,7 @@ def test_the_sensitive_layer_is_found(graph, feeds):
     values = onnx.numpy_helper.to_array(item).copy()
     values[:2] += 300 * np.abs(values).max()
     item.CopyFrom(onnx.numpy_helper.from_array(values, victim))
-    found = sensitivity(spoiled, feeds[:12], Rows())
+    found = sensitivities(spoiled, feeds[:12], Rows())
     assert found[0].weight == victim
     assert found[0].divergence > 3 * found[1].divergence >= 0
     assert {one.weight for one in found} == set(weights_of(spoiled))
