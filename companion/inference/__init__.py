@@ -1,4 +1,4 @@
-"""From a model folder to a small fast one: export, INT8, and predictors that read either.
+"""From a model folder to a small fast one: export, INT8, predictors that read either; text from a decoder.
 
 Importing this package imports neither torch nor onnxruntime. `OnnxPredictor` never needs torch.
 """
@@ -12,6 +12,10 @@ if TYPE_CHECKING:
     from companion.inference.baselines import standard_int8
     from companion.inference.comparison import compare
     from companion.inference.exporting import export
+    from companion.inference.generation import Generated, generate
+    from companion.inference.generation_cost import Work, cache_bytes, token_flops
+    from companion.inference.generation_steps import CompiledStep, compile_step
+    from companion.inference.generation_strategies import Beam, Greedy, Sampling
     from companion.inference.loading import load_predictor
     from companion.inference.manifest import Check, Manifest, read_manifest
     from companion.inference.predictor import OnnxPredictor, Predictor
@@ -20,14 +24,23 @@ if TYPE_CHECKING:
     from companion.inference.torch_predictor import TorchPredictor
 
 __all__ = [
+    "Beam",
     "Check",
+    "CompiledStep",
+    "Generated",
+    "Greedy",
     "Manifest",
     "OnnxPredictor",
     "Predictor",
+    "Sampling",
     "Timing",
     "TorchPredictor",
+    "Work",
+    "cache_bytes",
     "compare",
+    "compile_step",
     "export",
+    "generate",
     "load_predictor",
     "quantize",
     "quantize_columns",
@@ -36,6 +49,7 @@ __all__ = [
     "read_manifest",
     "side_by_side",
     "standard_int8",
+    "token_flops",
 ]
 
 _HOMES = {
@@ -45,6 +59,16 @@ _HOMES = {
     "ratio": "timing",
     "side_by_side": "timing",
     "export": "exporting",
+    "Generated": "generation",
+    "generate": "generation",
+    "Work": "generation_cost",
+    "cache_bytes": "generation_cost",
+    "token_flops": "generation_cost",
+    "CompiledStep": "generation_steps",
+    "compile_step": "generation_steps",
+    "Beam": "generation_strategies",
+    "Greedy": "generation_strategies",
+    "Sampling": "generation_strategies",
     "load_predictor": "loading",
     "Check": "manifest",
     "Manifest": "manifest",
