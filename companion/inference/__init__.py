@@ -1,6 +1,8 @@
-"""From a model folder to a small fast one: export, INT8, and predictors that read either.
+"""From a model folder to a small fast one: export, quantization, predictors, text, and what they are worth.
 
-Importing this package imports neither torch nor onnxruntime. `OnnxPredictor` never needs torch.
+`benchmark` measures how fast folders answer, `assess` how well one answers for another; `Quality.passes` is
+the release gate between the two. `generate` writes text with the reference decoder. Importing this package
+imports neither torch nor onnxruntime. `OnnxPredictor` never needs torch.
 """
 
 from __future__ import annotations
@@ -18,6 +20,10 @@ if TYPE_CHECKING:
     from companion.inference.comparison import compare
     from companion.inference.exporting import export
     from companion.inference.gate import Gate
+    from companion.inference.generation import Generated, generate
+    from companion.inference.generation_cost import Work, cache_bytes, token_flops
+    from companion.inference.generation_steps import CompiledStep, compile_step
+    from companion.inference.generation_strategies import Beam, Greedy, Sampling
     from companion.inference.grids import quantize_blocks, quantize_columns, quantize_rows
     from companion.inference.intervals import (
         Estimate,
@@ -41,12 +47,16 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Arrivals",
+    "Beam",
     "Benchmark",
     "BenchmarkPlan",
     "Check",
+    "CompiledStep",
     "Estimate",
     "Fixed",
     "Gate",
+    "Generated",
+    "Greedy",
     "Load",
     "Manifest",
     "OnnxPredictor",
@@ -54,21 +64,26 @@ __all__ = [
     "Predictor",
     "Quality",
     "Rows",
+    "Sampling",
     "Sensitivity",
     "Timing",
     "TorchPredictor",
     "Warmup",
     "WeightsOnly",
+    "Work",
     "assess",
     "benchmark",
     "benchmark_predictors",
+    "cache_bytes",
     "calibrate",
     "closed_loop",
     "compare",
+    "compile_step",
     "drive",
     "export",
     "features",
     "fewest_kept",
+    "generate",
     "load_predictor",
     "open_loop",
     "paired_difference",
@@ -85,6 +100,7 @@ __all__ = [
     "side_by_side",
     "standard_int8",
     "state_quality",
+    "token_flops",
     "warm_up",
     "weights_of",
 ]
@@ -104,6 +120,16 @@ _HOMES = {
     "compare": "comparison",
     "export": "exporting",
     "Gate": "gate",
+    "Generated": "generation",
+    "generate": "generation",
+    "Work": "generation_cost",
+    "cache_bytes": "generation_cost",
+    "token_flops": "generation_cost",
+    "CompiledStep": "generation_steps",
+    "compile_step": "generation_steps",
+    "Beam": "generation_strategies",
+    "Greedy": "generation_strategies",
+    "Sampling": "generation_strategies",
     "quantize_blocks": "grids",
     "quantize_columns": "grids",
     "quantize_rows": "grids",

@@ -10,13 +10,13 @@ from typing import TYPE_CHECKING, Any
 from companion.models.embedded import EMBEDDED_SHA256, embedded_folder
 
 if TYPE_CHECKING:
-    from companion.models.cache import KeyValueCache
+    from companion.models.cache import FixedShapeCache, KeyValueCache
     from companion.models.conversion import from_transformers
     from companion.models.loading import Classifier, load, resolve
     from companion.models.transformer import Transformer, TransformerConfig
 
 _HOMES = {
-    "cache": ("KeyValueCache",),
+    "cache": ("FixedShapeCache", "KeyValueCache"),
     "conversion": ("from_transformers",),
     "loading": ("Classifier", "load", "resolve"),
     "transformer": ("Transformer", "TransformerConfig"),
@@ -26,6 +26,7 @@ _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 __all__ = [
     "EMBEDDED_SHA256",
     "Classifier",
+    "FixedShapeCache",
     "KeyValueCache",
     "Transformer",
     "TransformerConfig",

@@ -1,13 +1,16 @@
-"""Small models of other families, exported once for all workers."""
+"""Small models of other families, exported once for all workers; lets the tests here import `decoders`."""
 
 from __future__ import annotations
 
 import shutil
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+
+sys.path.append(str(Path(__file__).parent))
 
 SIZES = {
     "hidden_size": 32,
