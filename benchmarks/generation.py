@@ -46,14 +46,9 @@ def main() -> None:
     }
     store = Store(arguments.out, settings)
     model = decoder(shape)
-    for rows, prompt in ((1, 4), (2, 16)) if quick else ((1, 16), (1, 128), (1, 512), (8, 16)):
-        measure = partial(cached, model, rows, prompt, new, arguments.repeats)
-        store.measured(f"cache, batch {rows}, prompt {prompt}", measure)
-    for rows, prompt in ((1, 4),) if quick else ((1, 16), (8, 16)):
-        measure = partial(compiled, model, rows, prompt, new, arguments.repeats)
-        store.measured(f"compiled, batch {rows}, prompt {prompt}", measure)
-    for rows, tokens in ((512, 256),) if quick else ((1, 1024), (32, 1024)):
-        store.measured(f"memory, batch {rows}, {tokens} tokens", partial(memory, model.config, rows, tokens))
+    for name, measure in rows(model, new, arguments.repeats, quick).items():
+        if not arguments.only or name in arguments.only:
+            store.measured(name, measure)
     print(report(store.rows))
 
 
@@ -61,10 +56,25 @@ def parse() -> argparse.Namespace:
     layout = argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=layout)
     parser.add_argument("--out", type=Path, required=True, help="a JSON file, gone on with if it is there")
+    parser.add_argument("--only", nargs="+", metavar="NAME", help="these rows; default: all")
     parser.add_argument("--quick", action="store_true", help="a small model and short texts: seconds")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--repeats", type=int, default=3)
     return parser.parse_args()
+
+
+def rows(model: Transformer, new: int, repeats: int, quick: bool) -> dict[str, Callable[[], dict[str, Any]]]:
+    """Return what is measured, by name."""
+    found: dict[str, Callable[[], dict[str, Any]]] = {}
+    for batch, prompt in ((1, 4), (2, 16)) if quick else ((1, 16), (1, 128), (1, 512), (8, 16)):
+        found[f"cache, batch {batch}, prompt {prompt}"] = partial(cached, model, batch, prompt, new, repeats)
+    for batch, prompt in ((1, 4),) if quick else ((1, 16), (8, 16)):
+        found[f"compiled, batch {batch}, prompt {prompt}"] = partial(
+            compiled, model, batch, prompt, new, repeats
+        )
+    for batch, tokens in ((512, 256),) if quick else ((1, 1024), (32, 1024)):
+        found[f"memory, batch {batch}, {tokens} tokens"] = partial(memory, model.config, batch, tokens)
+    return found
 
 
 def decoder(shape: dict[str, int]) -> Transformer:

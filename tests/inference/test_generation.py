@@ -170,6 +170,14 @@ def test_words_are_drawn_as_often_as_they_are_likely():
     assert chi_squared < 31.3  # 11 degrees of freedom: passed by chance once in a thousand
 
 
+@pytest.mark.parametrize(("point", "word"), [(0.0, 2), (1 - 2**-53, 6)])
+def test_the_ends_of_chance_draw_no_impossible_word(point, word, monkeypatch):
+    scores = torch.tensor([[-torch.inf, -torch.inf, 0.3, 0.1, -torch.inf, 0.2, 0.7, -torch.inf]])
+    strategy = Sampling()
+    monkeypatch.setattr(torch, "rand", lambda *_, **__: torch.tensor([point], dtype=torch.float64))
+    assert strategy.draw(scores, strategy.generators(1)).tolist() == [word]
+
+
 def test_the_same_seed_draws_the_same_text_and_others_draw_others():
     model, ids = decoder(), prompts(1).expand(3, -1)
     first, again, other = (
