@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -10,7 +10,18 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from companion.debugging.observing import (
+    Call,
+    first_tensor,
+    inside,
+    is_linear,
+    is_norm,
+    observe,
+    same_tensor,
+)
+from companion.debugging.oracle import packings
 from companion.debugging.subject import Subject
+from companion.debugging.wrapped import is_projection, projections
 
 __all__ = [
     "AttentionPart",
@@ -31,29 +42,6 @@ Role = Literal["query", "key", "value"]
 _ROLES: dict[Role, str] = {"query": "q", "key": "k", "value": "v"}
 _HEADS = ("heads", "num_heads", "n_heads", "n_head", "num_attention_heads", "nhead", "nheads", "h")
 _HEAD_WIDTHS = ("head_dim", "head_size", "attention_head_size", "key_value_proj_dim", "d_head", "d_k", "dk")
-
-
-@dataclass(frozen=True)
-class Call:
-    """One call of a module during a forward pass.
-
-    Attributes
-    ----------
-    name : str
-        The module's name in the model.
-    module : Module
-    input, output : Tensor
-        The first tensor that went in, and the first that came out.
-    args, kwargs
-        All that it was called with.
-    """
-
-    name: str
-    module: nn.Module
-    input: Tensor
-    output: Tensor
-    args: tuple[Any, ...]
-    kwargs: dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -79,7 +67,7 @@ class AttentionPart:
     named : bool
         Whether names tell which projection is which; otherwise the order of the calls does.
     fused : bool
-        Whether query, key and value are slices of one projection.
+        Whether query, key and value are slices of one projection; see `packed` for how they may be cut.
     unused : tuple of str
         Projections that were not called although the module has them.
     project : Module, optional
@@ -101,6 +89,12 @@ class AttentionPart:
     unused: tuple[str, ...] = ()
     project: nn.Module | None = None
 
+    def packed(self, heads: int) -> list[tuple[Tensor, Tensor, Tensor]]:
+        """Return what may be queries, keys and values: several ways to cut them out of one projection."""
+        if self.fused and self.project is None:
+            return list(packings(self.query, self.key, self.value, heads))
+        return [(self.query, self.key, self.value)]
+
     def placed(self, ids: Tensor) -> AttentionPart | None:
         """Return it with its tensors as (batch, seq, width) of these ids; None if they have another shape."""
         shape = self.query.shape[:2]
@@ -114,82 +108,15 @@ class AttentionPart:
         return None
 
 
-def first_tensor(value: Any) -> Tensor | None:
-    """Return the first tensor of floats or ids in what a module takes or returns."""
-    if isinstance(value, Tensor):
-        return value
-    if isinstance(value, dict):
-        value = list(value.values())
-    if isinstance(value, tuple | list):
-        return next((found for part in value if (found := first_tensor(part)) is not None), None)
-    return None
-
-
-def observe(model: nn.Module, run: Callable[[nn.Module], Any]) -> list[Call]:
-    """Run a model, and return all calls of its modules in the order in which they ended.
-
-    Gradients stay on: torch's encoder layers take a path without calls of their parts otherwise.
-    """
-    calls: list[Call] = []
-
-    def note(name: str) -> Callable[..., None]:
-        def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
-            taken, given = first_tensor((args, kwargs)), first_tensor(output)
-            if taken is not None and given is not None:
-                calls.append(Call(name, module, taken, given, args, kwargs))
-
-        return hook
-
-    handles = [
-        module.register_forward_hook(note(name), with_kwargs=True)
-        for name, module in model.named_modules()
-        if module is not model
-    ]
-    try:
-        with torch.enable_grad():
-            run(model)
-    finally:
-        for handle in handles:
-            handle.remove()
-    return calls
-
-
 def padded_ids(subject: Subject, rows: int, seq: int, padding: int = 2) -> tuple[Tensor, Tensor | None]:
     """Return random ids (rows, seq), and a mask that hides the end of the second row if it can be told."""
-    ids = subject.ids(rows, seq)
     if not subject.takes_mask():
-        return ids, None
-    mask = torch.ones_like(ids)
-    if rows > 1 and ids.size(1) > padding:
-        mask[1, -padding:] = 0
-        ids = ids.masked_fill(mask == 0, subject.pad_token_id)
-    return ids, mask
-
-
-def is_linear(module: nn.Module) -> bool:
-    """Whether a module is one matrix, as `nn.Linear` and GPT-2's Conv1D are."""
-    if isinstance(module, nn.Linear):
-        return True
-    weight = getattr(module, "weight", None)
-    names = type(module).__name__.lower()
-    return (
-        isinstance(weight, Tensor)
-        and weight.dim() == 2
-        and not isinstance(module, nn.Embedding)
-        and not any(True for _ in module.children())
-        and ("linear" in names or "conv1d" in names or "dense" in names or "projection" in names)
-    )
-
-
-def is_norm(module: nn.Module) -> bool:
-    """Whether a module normalises vectors: by its class's name, as long as it wraps no other module."""
-    named = "norm" in type(module).__name__.lower()
-    return named and not any(True for _ in module.children())
-
-
-def inside(name: str, parent: str) -> bool:
-    """Whether a module's name lies under another's."""
-    return not parent or name == parent or name.startswith(parent + ".")
+        return subject.ids(rows, seq), None
+    seq = min(seq, subject.max_length)
+    lengths = [seq] * rows
+    if rows > 1 and seq > padding:
+        lengths[1] -= padding
+    return subject.padded(lengths)
 
 
 def config_value(model: nn.Module, names: Sequence[str]) -> Any:
@@ -247,7 +174,7 @@ def attention_parts(model: nn.Module, calls: Sequence[Call]) -> list[AttentionPa
 
     Attention over another text is not among them.
     """
-    linear = [call for call in calls if is_linear(call.module) and call.input.dim() == 3]
+    linear = projections(model, calls)
     modules = dict(model.named_modules())
     parts, start = [], 0
     while start < len(linear) - 1:
@@ -293,11 +220,13 @@ def _part_at(
         )  # fmt: skip
         return part, 2
     end = start + 1
-    while end < len(linear) and _same(linear[end].input, first.input):
+    while end < len(linear) and same_tensor(linear[end].input, first.input):
         end += 1
     group = linear[start:end]
     held: dict[Role, str] = {
-        role: name for name, child in parent.named_children() if is_linear(child) and (role := role_of(name))
+        role: name
+        for name, child in parent.named_children()
+        if is_projection(child) and (role := role_of(name))
     }
     whole = len(held) == 3
     by_role = {role_of(call.name.rpartition(".")[2]): call for call in group}
@@ -342,9 +271,3 @@ def head_counts(model: nn.Module, module: nn.Module, width: int) -> tuple[int, .
             if isinstance(of_head, int) and of_head > 0 and width % of_head == 0:
                 return (width // of_head,)
     return tuple(heads for heads in range(1, width // 2 + 1) if width % heads == 0)
-
-
-def _same(one: Tensor, other: Tensor) -> bool:
-    return one is other or (
-        one.data_ptr() == other.data_ptr() and one.shape == other.shape and one.stride() == other.stride()
-    )

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-__all__ = ["Scores", "default_scores", "mask_name", "scores_of"]
+__all__ = ["Scores", "default_scores", "is_flat", "mask_name", "scores_of"]
 
 Scores = Callable[[nn.Module, Tensor, Tensor | None], Tensor]
 """Takes a model, token ids (batch, seq) and a mask (batch, seq) of 1 for real tokens; returns scores."""
@@ -60,7 +60,23 @@ def default_scores(model: nn.Module, input_ids: Tensor, attention_mask: Tensor |
 
 
 def scores_of(output: Any) -> Tensor:
-    """Return the scores in what a model returned: a tensor, an object or a dict with `logits`, or a tuple."""
+    """Return the scores in what a model returned: a tensor, an object or a dict with `logits`, or a tuple.
+
+    One number for each text, (batch,), as the mean squared error wants it, is returned as (batch, 1).
+    """
+    found = _found(output)
+    return (found if found.dim() > 1 else found.unsqueeze(-1)).float()
+
+
+def is_flat(output: Any) -> bool:
+    """Whether a model returned one number for each text as (batch,)."""
+    try:
+        return _found(output).dim() == 1
+    except ValueError:
+        return False
+
+
+def _found(output: Any) -> Tensor:
     if isinstance(output, Mapping) and "logits" in output:
         output = output["logits"]
     elif hasattr(output, "logits"):
@@ -68,11 +84,12 @@ def scores_of(output: Any) -> Tensor:
     elif hasattr(output, "last_hidden_state"):
         output = output.last_hidden_state
     elif isinstance(output, tuple | list):
-        output = next((part for part in output if isinstance(part, Tensor) and part.dim() >= 2), output)
-    if not isinstance(output, Tensor) or output.dim() < 2 or not torch.is_floating_point(output):
+        tensors = [part for part in output if isinstance(part, Tensor) and part.dim() >= 1]
+        output = next((part for part in tensors if part.dim() >= 2), tensors[0] if tensors else output)
+    if not isinstance(output, Tensor) or output.dim() < 1 or not torch.is_floating_point(output):
         found = tuple(output.shape) if isinstance(output, Tensor) else type(output).__name__
         raise ValueError(
             f"the model returned {found}, expected scores of shape (batch, seq, words) or (batch, classes): "
             "give a function that calls it and returns them"
         )
-    return output.float()
+    return output

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-__all__ = ["Variation", "attend", "right_ways", "weights_behind", "wrong_ways"]
+__all__ = ["Variation", "attend", "packings", "right_ways", "weights_behind", "wrong_ways"]
 
 Rotary = Literal["", "neighbours", "halves"]
 Scale = Literal["head", "none", "width", "linear"]
@@ -217,6 +217,31 @@ def _turn(x: Tensor, way: Variation) -> Tensor:
     one, two = (x[..., 0::2], x[..., 1::2]) if neighbours else x.chunk(2, dim=-1)
     turned = (one * cos - two * sin, one * sin + two * cos)
     return torch.stack(turned, dim=-1).flatten(-2) if neighbours else torch.cat(turned, dim=-1)
+
+
+def packings(
+    query: Tensor, key: Tensor, value: Tensor, heads: int
+) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+    """Yield the ways in which one projection can hold queries, keys and values.
+
+    Parameters
+    ----------
+    query, key, value : Tensor
+        (batch, seq, width) each: the first, second and last third of what the projection gave.
+    heads : int
+
+    Yields
+    ------
+    tuple of Tensor
+        Queries, keys and values side by side; those of each head side by side, as GPT-NeoX and BLOOM have
+        them; those of each number of a head.
+    """
+    yield query, key, value
+    whole = torch.cat((query, key, value), dim=-1)
+    by_head = whole.reshape(*whole.shape[:-1], heads, 3, -1).unbind(-2)
+    by_number = whole.reshape(*whole.shape[:-1], heads, -1, 3).unbind(-1)
+    for q, k, v in (by_head, by_number):
+        yield q.flatten(-2), k.flatten(-2), v.flatten(-2)
 
 
 def weights_behind(merged: Tensor, value: Tensor, heads: int, of_head: int) -> tuple[Tensor, float]:

@@ -71,6 +71,9 @@ class Subject:
     label_names : tuple of str
     steps, evaluations, observations : sequence
         The records of a run, and what a Monitor saw of it.
+    texts : sequence of Tensor
+        Token ids, int64 (seq,) each, without padding: what `ids` is cut from where random tokens are no text
+        to the model.
     """
 
     make_model: MakeModel
@@ -95,6 +98,7 @@ class Subject:
     steps: Sequence[StepRecord] = ()
     evaluations: Sequence[Evaluation] = ()
     observations: Sequence[Observation] = ()
+    texts: Sequence[Tensor] = ()
 
     @property
     def causal(self) -> bool:
@@ -135,11 +139,35 @@ class Subject:
         return model
 
     def ids(self, rows: int = 2, seq: int = 12, *, seed: int = 0) -> Tensor:
-        """Return random token ids, int64 (rows, seq), without the padding token."""
+        """Return random token ids, int64 (rows, seq), without the padding token.
+
+        Where the model needs `texts`, they begin and end as those do, with words of those between.
+        """
         generator = torch.Generator().manual_seed(seed)
         seq = min(seq, self.max_length)
+        if self.texts:
+            return torch.stack([_cut(self.texts, seq, generator) for _ in range(rows)])
         choices = torch.tensor([token for token in range(self.vocab_size) if token != self.pad_token_id])
         return choices[torch.randint(len(choices), (rows, seq), generator=generator)]
+
+    def padded(self, lengths: Sequence[int], *, seed: int = 0) -> tuple[Tensor, Tensor]:
+        """Return texts of these lengths, padded on the right, and their mask: int64 (rows, longest) both."""
+        ids = self.ids(len(lengths), max(lengths), seed=seed)
+        mask = torch.ones_like(ids)
+        for row, length in enumerate(lengths):
+            if length < ids.size(1):
+                ids[row, :length] = self.ids(1, length, seed=seed + row + 1)[0]
+                ids[row, length:] = self.pad_token_id
+                mask[row, length:] = 0
+        return ids, mask
+
+
+def _cut(texts: Sequence[Tensor], seq: int, generator: torch.Generator) -> Tensor:
+    """Return a text of a length: the first token and the last of one, and words of all between."""
+    number = int(torch.randint(len(texts), (1,), generator=generator))
+    words = torch.cat([text[1:-1] for text in texts])
+    between = words[torch.randint(len(words), (max(seq - 2, 0),), generator=generator)]
+    return torch.cat([texts[number][:1], between, texts[number][-1:]])[-seq:]
 
 
 @contextmanager

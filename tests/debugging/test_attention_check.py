@@ -9,7 +9,8 @@ from planted import planted
 from torch import nn
 
 from companion.debugging.anatomy import attention_parts, observe
-from companion.debugging.checks.attention import attention_comparison, attention_dropout, attention_weights
+from companion.debugging.checks.attention import attention_comparison, attention_weights
+from companion.debugging.checks.attention_dropouts import attention_dropout
 from companion.debugging.subject import Subject
 from companion.debugging.zoo.subjects import reference_subject
 

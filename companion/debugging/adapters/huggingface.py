@@ -21,6 +21,7 @@ from transformers import (
 )
 from transformers.utils import logging as hf_logging
 
+from companion.debugging.adapters.sizes import counts_places
 from companion.debugging.calling import Scores, default_scores, scores_of
 from companion.debugging.checks.registry import NotApplicable
 from companion.debugging.subject import seeded
@@ -36,8 +37,8 @@ _CLASSES: dict[str, Any] = {
     "encoder": AutoModel,
     "seq2seq": AutoModelForSeq2SeqLM,
 }
-_RELATIVE = ("t5", "mt5", "umt5", "longt5", "switch_transformers")
-_SOURCE = 8
+_SOURCE = 13
+"""Tokens of a made-up source: a length that no check gives to the text that it looks at."""
 
 
 @dataclass(frozen=True)
@@ -111,12 +112,13 @@ def pretrained_scores(model: PreTrainedModel, kind: str) -> Scores:
     """
     parameters = inspect.signature(model.forward).parameters
     told = kind == "causal language model" and "position_ids" in parameters
+    counted = not told and counts_places(model, default_scores)
 
     def scores(model: nn.Module, input_ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:
         if attention_mask is None:
             return default_scores(model, input_ids)
         left = bool((attention_mask[:, 0] == 0).any())
-        if left and not told and getattr(model.config, "model_type", "") not in _RELATIVE:
+        if left and counted:
             raise NotApplicable(f"{type(model).__name__} is made for padding on the right")
         if not told:
             return default_scores(model, input_ids, attention_mask)
@@ -126,22 +128,35 @@ def pretrained_scores(model: PreTrainedModel, kind: str) -> Scores:
     return scores
 
 
-def decoder_scores(source_words: int) -> Scores:
-    """Return how the decoder of an encoder-decoder is called: with one fixed source for all rows."""
+def decoder_scores(example: nn.Module, source_words: int) -> Scores:
+    """Return how the decoder of an encoder-decoder is called: with one fixed source for all rows.
 
-    def scores(model: nn.Module, input_ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:
-        left = attention_mask is not None and bool((attention_mask[:, 0] == 0).any())
-        if left and getattr(model.config, "model_type", "") not in _RELATIVE:
-            raise NotApplicable(f"the decoder of {type(model).__name__} is made for padding on the right")
+    Parameters
+    ----------
+    example : Module
+        A model of that kind: whether it counts places from the start of a text is tried out.
+    source_words : int
+        Words that the source may have.
+    """
+
+    def plain(model: nn.Module, input_ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:
         source = fixed_source(len(input_ids), source_words).to(input_ids.device)
         given = {} if attention_mask is None else {"decoder_attention_mask": attention_mask}
         return scores_of(model(input_ids=source, decoder_input_ids=input_ids, **given))
+
+    counted = counts_places(example, plain)
+
+    def scores(model: nn.Module, input_ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:
+        left = attention_mask is not None and bool((attention_mask[:, 0] == 0).any())
+        if left and counted:
+            raise NotApplicable(f"the decoder of {type(model).__name__} is made for padding on the right")
+        return plain(model, input_ids, attention_mask)
 
     return scores
 
 
 def fixed_source(rows: int, words: int) -> Tensor:
-    """Return the same made-up source text for each row: int64 (rows, 8)."""
+    """Return the same made-up source text for each row: int64 (rows, 13)."""
     generator = torch.Generator().manual_seed(1)
     return torch.randint(min(3, words - 1), words, (1, _SOURCE), generator=generator).expand(rows, -1)
 

@@ -23,7 +23,13 @@ _ALIKE = 0.9
 
 
 def loss_of(
-    loss: Callable[..., Any] | None, model: nn.Module, kind: Kind, scores: Scores, form: BatchForm | None
+    loss: Callable[..., Any] | None,
+    model: nn.Module,
+    kind: Kind,
+    scores: Scores,
+    form: BatchForm | None,
+    *,
+    flat: bool = False,
 ) -> Loss | None:
     """Return a function of a model and a batch.
 
@@ -38,7 +44,10 @@ def loss_of(
     scores : callable
     form : BatchForm, optional
         How the batches look that `loss` expects.
+    flat : bool
+        Whether the model returns one number for each text as (batch,): `loss` then gets it so.
     """
+    given = (lambda *inputs: scores(*inputs).squeeze(-1)) if flat else scores
     if loss is None:
         if _computes_loss(model):
             return lambda model, batch: _own_loss(model, batch, kind)
@@ -47,8 +56,8 @@ def loss_of(
         return lambda model, batch: _usual_loss(scores(model, *_inputs(model, batch)), batch, kind)
     if isinstance(loss, nn.Module) or getattr(loss, "__module__", "") == "torch.nn.functional":
         criterion = loss
-        return lambda model, batch: _flat(criterion, scores(model, *_inputs(model, batch)), batch, kind)
-    return _named_loss(loss, kind, scores, form)
+        return lambda model, batch: _flat(criterion, given(model, *_inputs(model, batch)), batch, kind, flat)
+    return _named_loss(loss, kind, given, form)
 
 
 def _named_loss(function: Callable[..., Any], kind: Kind, scores: Scores, form: BatchForm | None) -> Loss:
@@ -106,11 +115,17 @@ def _usual_loss(scores: Tensor, batch: Batch, kind: Kind) -> Tensor:
     targets = targets_of(batch, kind)
     if kind == "regression":
         return functional.mse_loss(scores.squeeze(-1), targets.to(scores.dtype))
+    if kind == "classification" and scores.size(-1) == 1:  # one score stands for two classes
+        return functional.binary_cross_entropy_with_logits(scores.squeeze(-1), targets.to(scores.dtype))
     return functional.cross_entropy(scores.flatten(0, -2), targets.flatten().long(), ignore_index=_IGNORED)
 
 
-def _flat(criterion: Callable[..., Any], scores: Tensor, batch: Batch, kind: Kind) -> Tensor:
+def _flat(
+    criterion: Callable[..., Any], scores: Tensor, batch: Batch, kind: Kind, as_returned: bool
+) -> Tensor:
     targets = targets_of(batch, kind)
+    if as_returned:
+        return _tensor_of(criterion(scores, targets.to(scores.dtype)))
     if kind == "regression":
         return _tensor_of(criterion(scores.squeeze(-1), targets.to(scores.dtype)))
     return _tensor_of(criterion(scores.flatten(0, -2), targets.flatten().long()))

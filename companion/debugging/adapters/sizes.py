@@ -8,10 +8,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from companion.debugging.calling import Scores
+from companion.debugging.calling import Scores, is_flat
+from companion.debugging.lookups import Lookup, lookups
 from companion.debugging.subject import seeded
 
-__all__ = ["Sizes", "probe"]
+__all__ = ["Sizes", "counts_places", "probe"]
 
 _WORDS = ("vocab_size", "n_vocab", "vocabulary_size", "num_tokens", "ntoken")
 _LENGTHS = (
@@ -25,10 +26,9 @@ _LENGTHS = (
     "n_ctx",
 )
 _CLASSES = ("num_labels", "num_classes", "n_classes", "classes")
-# RoBERTa's tables keep rows for the padding token's number and all below it, which no place uses.
-_OFFSET = ("roberta", "xlm-roberta", "camembert")
 _LONGEST = 128
-_PATTERN = (1, 0, 1, 1, 0, 0, 1, 0)
+_PATTERNS = ((1, 0, 1, 1, 0, 0, 1, 0), (3, 2, 3, 3, 2, 2, 3, 2))
+"""Two tokens each: where one of the first two is padding, places may not count up."""
 
 
 @dataclass(frozen=True)
@@ -42,6 +42,8 @@ class Sizes:
         Numbers in the last dimension of the scores.
     by_token : bool or None
         Whether there are scores for each token.
+    flat : bool
+        Whether there is one number for each text, returned as (batch,).
     """
 
     vocab_size: int | None
@@ -49,6 +51,7 @@ class Sizes:
     pad_token_id: int | None
     outputs: int | None
     by_token: bool | None
+    flat: bool = False
 
 
 def probe(model: nn.Module, scores: Scores) -> Sizes:
@@ -63,12 +66,12 @@ def probe(model: nn.Module, scores: Scores) -> Sizes:
     """
     model.eval()
     config = getattr(model, "config", None)
-    seen = _Tables(model)
-    answer = seen.watch(lambda ids: scores(model, ids, None))
+    seen = _Seen(model, scores)
+    answer = seen.answer
     words = _number(config, _WORDS) or seen.words or _largest_table(model)
     length = _number(config, _LENGTHS)
-    if length is not None and getattr(config, "model_type", None) in _OFFSET:
-        length -= int(getattr(config, "pad_token_id", 0) or 0) + 1
+    if length is not None and seen.beyond_padding is not None:
+        length = min(length, seen.beyond_padding)
     if length is None:
         length = seen.places or (None if answer is None else _longest(model, scores))
     return Sizes(
@@ -77,39 +80,68 @@ def probe(model: nn.Module, scores: Scores) -> Sizes:
         pad_token_id=_padding(config, seen.padding, words),
         outputs=_number(config, _CLASSES) if answer is None else answer.size(-1),
         by_token=None if answer is None else answer.dim() == 3,
+        flat=seen.flat,
     )
 
 
-class _Tables:
-    """Watches which embedding is asked for the tokens, and which for places."""
+def counts_places(model: nn.Module, scores: Scores) -> bool:
+    """Whether a table is asked for one row after the other: places are counted from a text's start."""
+    return _Seen(model, scores).places is not None
 
-    def __init__(self, model: nn.Module) -> None:
-        self.tables = [module for module in model.modules() if isinstance(module, nn.Embedding)]
+
+class _Seen:
+    """Calls a model with patterns of two tokens, and sees which tables are asked for them, and for places.
+
+    Attributes
+    ----------
+    answer : Tensor or None
+        Its scores; None of a model that breaks.
+    flat : bool
+        Whether it returned one number for each text.
+    words, padding : int or None
+        Rows of the table that is asked for tokens, and which of them is the padding token's.
+    places : int or None
+        Rows from the first one that a place asks for.
+    beyond_padding : int or None
+        The same of a table that keeps the rows up to the padding token's from all places, as RoBERTa's.
+    """
+
+    def __init__(self, model: nn.Module, scores: Scores) -> None:
+        self.answer: Tensor | None = None
+        self.flat = False
         self.words: int | None = None
-        self.places: int | None = None
         self.padding: int | None = None
+        self.places: int | None = None
+        self.beyond_padding: int | None = None
+        for pattern in _PATTERNS:
+            answer = self._call(model, scores, pattern)
+            self.answer = answer if self.answer is None else self.answer
 
-    def watch(self, call: Any) -> Tensor | None:
-        """Call the model with a pattern of two tokens; return its answer, or None if it has none."""
-        handles = [table.register_forward_hook(self._look) for table in self.tables]
+    def _call(self, model: nn.Module, scores: Scores, pattern: tuple[int, ...]) -> Tensor | None:
+        hook = model.register_forward_hook(self._note)
         try:
-            with torch.no_grad(), seeded(0):
-                answer = call(torch.tensor([_PATTERN, _PATTERN]))
+            with torch.no_grad(), seeded(0), lookups(model) as found:
+                answer = scores(model, torch.tensor([pattern, pattern]), None)
             return answer if isinstance(answer, Tensor) else None
         except Exception:  # a broken model is what the doctor is for: the checks will say so
             return None
         finally:
-            for handle in handles:
-                handle.remove()
+            hook.remove()
+            for lookup in found:
+                self._look(lookup, pattern)
 
-    def _look(self, table: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
-        assert isinstance(table, nn.Embedding)
-        asked = inputs[0].reshape(-1, inputs[0].size(-1))[0].tolist()
-        if asked == list(_PATTERN):
-            self.words = self.words or table.num_embeddings
-            self.padding = table.padding_idx if self.padding is None else self.padding
-        elif asked == list(range(asked[0], asked[0] + len(_PATTERN))):
-            self.places = self.places or table.num_embeddings - asked[0]
+    def _note(self, _: nn.Module, __: tuple[Any, ...], output: Any) -> None:
+        self.flat = self.flat or is_flat(output)
+
+    def _look(self, lookup: Lookup, pattern: tuple[int, ...]) -> None:
+        asked = lookup.first
+        if asked == list(pattern):
+            self.words = self.words or len(lookup.weight)
+            self.padding = lookup.padding if self.padding is None else self.padding
+        elif asked and asked == list(range(asked[0], asked[0] + len(pattern))):
+            self.places = self.places or len(lookup.weight) - asked[0]
+            if lookup.padding is not None and asked[0] == lookup.padding + 1:
+                self.beyond_padding = self.beyond_padding or self.places
 
 
 def _longest(model: nn.Module, scores: Scores) -> int | None:

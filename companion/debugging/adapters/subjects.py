@@ -20,6 +20,7 @@ from companion.debugging.adapters.locating import located
 from companion.debugging.adapters.losses import loss_of
 from companion.debugging.adapters.models import maker_of, optimizer_maker, schedule_maker
 from companion.debugging.adapters.sizes import Sizes, probe
+from companion.debugging.adapters.texts import needed_texts
 from companion.debugging.calling import Scores, default_scores, mask_name, scores_of
 from companion.debugging.checks.registry import NotApplicable
 from companion.debugging.subject import Kind, MakeModel, Subject, TrainStep, seeded
@@ -202,7 +203,7 @@ def _whole(make: MakeModel, model: nn.Module, kind: Kind, fresh: bool, around: E
     _check(sizes, kind, model)
     batches, form = read_batches(around.batches, _BATCHES)
     pad = _first(around.pad_token_id, sizes.pad_token_id, 0)
-    return Subject(
+    whole = Subject(
         make_model=make,
         kind=kind,
         vocab_size=_vocabulary(_first(around.vocab_size, sizes.vocab_size), model),
@@ -211,7 +212,7 @@ def _whole(make: MakeModel, model: nn.Module, kind: Kind, fresh: bool, around: E
         pad_token_id=pad,
         fresh=fresh,
         scores=scores,
-        loss=loss_of(around.loss, model, kind, scores, form),
+        loss=loss_of(around.loss, model, kind, scores, form, flat=sizes.flat),
         train_step=_train_step(around.train_step, form, pad),
         collate=around.collate,
         encode=around.encode,
@@ -223,6 +224,7 @@ def _whole(make: MakeModel, model: nn.Module, kind: Kind, fresh: bool, around: E
         steps=around.steps,
         evaluations=around.evaluations,
     )
+    return replace(whole, texts=needed_texts(whole))
 
 
 def _encoder_and_decoder(
@@ -241,10 +243,11 @@ def _encoder_and_decoder(
     raw, form = read_batches(around.batches, _BATCHES)
     pad = _first(around.pad_token_id, getattr(model.config, "pad_token_id", None), 0)
     step = _train_step(around.train_step, form, pad)
+    scores = around.scores or decoder_scores(model, words)
     whole = replace(
         around,
-        scores=around.scores or decoder_scores(words),
-        loss=around.loss or _next_words(around.scores or decoder_scores(words)),
+        scores=scores,
+        loss=around.loss or _next_words(scores),
         train_step=None,
         batches=[_targets_only(batch, pad) for batch in raw if "labels" in batch],
         vocab_size=words,
@@ -307,9 +310,13 @@ def _told_targets(name: str) -> Scores:
         known = mask_name(model)
         if attention_mask is not None and known is None and bool((attention_mask == 0).any()):
             raise NotApplicable(f"{type(model).__name__}.forward has no parameter for a padding mask")
+        given = {name: input_ids}
         if known is not None and attention_mask is not None:
-            return scores_of(model(input_ids, **{name: input_ids, known: attention_mask}))
-        return scores_of(model(input_ids, **{name: input_ids}))
+            given[known] = attention_mask
+        found = scores_of(model(input_ids, **given))
+        # Some flatten their scores to (batch * seq, words), as the cross-entropy wants them.
+        flattened = found.dim() == 2 and len(found) == input_ids.numel()
+        return found.reshape(*input_ids.shape, -1) if flattened else found
 
     return scores
 

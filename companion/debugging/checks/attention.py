@@ -1,9 +1,9 @@
-"""Attention: the same answer as torch's on the same weights, a mean of values, dropout on the weights."""
+"""Attention: the same answer as torch's on the same weights, and a mean of values."""
 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch
@@ -13,24 +13,21 @@ from companion.debugging.anatomy import AttentionPart, attention_parts, config_v
 from companion.debugging.checks.registry import NotApplicable, check
 from companion.debugging.finding import Finding
 from companion.debugging.oracle import Variation, attend, right_ways, weights_behind, wrong_ways
-from companion.debugging.subject import Subject, seeded
+from companion.debugging.subject import Subject
+from companion.debugging.wrapped import matrix_of
 
-__all__ = [
-    "attention_comparison",
-    "attention_dropout",
-    "attention_weights",
-    "dropout_comes_after_softmax",
-]
+__all__ = ["SAME", "attention_comparison", "attention_weights"]
 
 SAME = 1e-4
 """Share of the output's spread up to which two ways to compute attention are one."""
+UNEXPLAINED = 0.01
+"""Share of attention's output that may be no mean of values."""
 _OPEN_SCALES = (
     "attention_multiplier",
     "scale_attn_weights",
     "query_pre_attn_scalar",
     "relative_attention_num_buckets",
 )
-_DROPOUTS = ("attention_probs_dropout_prob", "attn_pdrop", "attention_dropout", "attn_dropout")
 
 
 @dataclass(frozen=True)
@@ -128,13 +125,19 @@ def attention_comparison(subject: Subject) -> Finding:
 @torch.no_grad()
 def _match(seen: _Seen, subject: Subject, part: AttentionPart, ways: Iterable[Variation]) -> Variation | None:
     """Return the first way that gives the output seen, for one number of heads and one order of q, k, v."""
-    three = (part.query, part.key, part.value)
-    orders = [three] if part.named else list(itertools.permutations(three))
     masks = _possible_masks(subject)
-    for way, heads, order, causal in itertools.product(list(ways), part.heads, orders, masks):
-        if _apart(seen, part, order, heads, causal, way) < SAME:
-            return way
+    for way, heads in itertools.product(list(ways), part.heads):
+        for order, causal in itertools.product(_orders(part, heads), masks):
+            if _apart(seen, part, order, heads, causal, way) < SAME:
+                return way
     return None
+
+
+def _orders(part: AttentionPart, heads: int) -> list[tuple[Tensor, ...]]:
+    """Return what may be queries, keys and values, where neither names nor the order of calls tell."""
+    if part.named:
+        return [*part.packed(heads)]
+    return list(itertools.permutations((part.query, part.key, part.value)))
 
 
 def _possible_masks(subject: Subject) -> tuple[bool, ...]:
@@ -163,9 +166,8 @@ def _apart(
 
 @torch.no_grad()
 def _distance(seen: _Seen, subject: Subject, part: AttentionPart) -> float:
-    three = (part.query, part.key, part.value)
-    causal = _possible_masks(subject)[0]
-    return _apart(seen, part, three, part.heads[0], causal, Variation())
+    causal, heads = _possible_masks(subject)[0], part.heads[0]
+    return min(_apart(seen, part, order, heads, causal, Variation()) for order in part.packed(heads))
 
 
 def _across_batch(seen: _Seen) -> list[str]:
@@ -202,7 +204,11 @@ def _scale_is_free(subject: Subject, part: AttentionPart) -> bool:
     of_head = part.query.size(-1) / part.heads[0]
     names = {id(module): name for name, module in part.module.named_modules()}
     theirs = dict(dict(fresh.named_modules())[part.name].named_modules())
-    query, key = (theirs[names[id(module)]].weight for module in part.modules[:2])
+    query, key = (
+        matrix_of(theirs[names[id(module)]]) if id(module) in names else None for module in part.modules[:2]
+    )
+    if query is None or key is None:
+        return False
     return of_head >= 4 and float(query.detach().std() / key.detach().std()) < 1.5 * of_head**-0.5
 
 
@@ -263,22 +269,22 @@ def attention_weights(subject: Subject) -> Finding:
         if _match(seen, subject, part, right_ways(_base(part, seen.model), True)) is not None:
             looked += 1
             continue
-        heads = part.heads[0]
-        rows = seen.real.all(dim=1)
-        weights, residual = weights_behind(
-            part.merged[rows].detach(), part.value[rows].detach(), heads, part.query.size(-1) // heads
-        )
+        weights, residual = _explained(seen, part)
+        if part.fused and residual > UNEXPLAINED:
+            continue  # how its one projection is cut up is not known here
         off, lowest = float((weights.sum(-1) - 1).abs().max()), max(0.0, -float(weights.min()))
         looked += 1
         residuals, sums, low = max(residuals, residual), max(sums, off), max(low, lowest)
         if max(residual, off, lowest) > worst:
             worst, where = max(residual, off, lowest), part.name
+    if not looked:
+        raise NotApplicable("no way is known to cut queries, keys and values out of their one projection")
     evidence: dict[str, float] = {
         "not a mean of values": residuals,
         "sums off one by": sums,
         "below zero by": low,
     }
-    if residuals > 0.01:
+    if residuals > UNEXPLAINED:
         summary = f"{residuals:.0%} of the output of {where} is no weighted mean of its own text's values"
     elif max(sums, low) > 0.01:
         summary = f"the weights of {where} miss a sum of one by {sums:.2g} and go below zero by {low:.2g}"
@@ -293,6 +299,14 @@ def attention_weights(subject: Subject) -> Finding:
     )
 
 
+def _explained(seen: _Seen, part: AttentionPart) -> tuple[Tensor, float]:
+    """Return the weights, and the share of the output without any: of the best way to cut a projection up."""
+    rows, heads = seen.real.all(dim=1), part.heads[0]
+    merged, of_head = part.merged[rows].detach(), part.query.size(-1) // heads
+    ways = [weights_behind(merged, value[rows].detach(), heads, of_head) for *_, value in part.packed(heads)]
+    return min(ways, key=lambda found: found[1])
+
+
 def _is_plain(part: AttentionPart) -> bool:
     """Whether heads are known, and nothing but the projections has weights that could change the output."""
     of_head = part.query.size(-1) // part.heads[0]
@@ -304,101 +318,3 @@ def _is_plain(part: AttentionPart) -> bool:
     others = [name for name, tensor in part.module.named_parameters() if id(tensor) not in ours]
     # A gate, a norm or a mixture of heads would change the output; a relative bias changes scores alone.
     return all("relative" in name or "bias_table" in name for name in others)
-
-
-@check(family="model", component="dropout", needs=("make_model",), likelihood=0.8)
-def attention_dropout(subject: Subject) -> Finding:
-    """Does attention drop weights in training, if it is set to?"""
-    model = subject.model(jitter=True).train()
-    ids, mask = padded_ids(subject, 3, 12)
-    with seeded(0):
-        calls = observe(model, lambda it: subject.scores(it, ids, mask))
-    parts, called = attention_parts(model, calls), {id(call.module) for call in calls}
-    if not parts:
-        raise NotApplicable("no self-attention was found")
-    named = config_value(model, _DROPOUTS)
-    asked: dict[str, float] = {}
-    for part in parts:
-        # One that is called may well belong behind the output projection. One that is not was forgotten.
-        inner = [m.p for m in part.module.modules() if isinstance(m, nn.Dropout) and id(m) not in called]
-        rates = [*inner, *([float(named)] if isinstance(named, int | float) else [])]
-        asked[part.name] = max(rates, default=0.0)
-    drops = {part.name: _drops(subject, part) for part in parts}
-    known = {name: drop for name, drop in drops.items() if drop is not None}
-    wanted = [name for name in known if asked[name] > 0 or any(known.values())]
-    if not wanted:
-        raise NotApplicable("no attention module, and no config, names a dropout for attention")
-    missing = [name for name in wanted if not known[name]]
-    evidence: dict[str, float] = {
-        "modules": len(known),
-        "without dropout": len(missing),
-        "rate": max(asked.values()),
-    }
-    if not missing:
-        return attention_dropout.ok(f"all {len(known)} attention modules drop in training", evidence)
-    return attention_dropout.problem(
-        f"{len(missing)} of {len(known)} attention modules give the same twice in training, at a dropout of "
-        f"{max(asked.values()):g}",
-        evidence,
-        where=", ".join(missing),
-        why="A token can lean on one other token alone: the model overfits sooner than its settings say.",
-        fix="Apply the dropout to the attention weights, between the softmax and the values.",
-    )
-
-
-def _drops(subject: Subject, part: AttentionPart) -> bool | None:
-    """Whether attention's output changes between two passes that differ in nothing outside it."""
-    model = subject.model(jitter=True)
-    dict(model.named_modules())[part.name].train()
-    ids, mask = padded_ids(subject, 3, 12)
-    seen: list[AttentionPart] = []
-    for seed in (0, 1):
-        with seeded(seed):
-            calls = observe(model, lambda it: subject.scores(it, ids, mask))
-        seen += [found for found in attention_parts(model, calls) if found.name == part.name]
-    if len(seen) != 2 or not torch.equal(seen[0].query, seen[1].query):
-        return None  # something else is random
-    return not torch.equal(seen[0].merged, seen[1].merged)
-
-
-@check(family="model", component="dropout", needs=("make_model",), likelihood=0.5)
-def dropout_comes_after_softmax(subject: Subject) -> Finding:
-    """Does the dropout of attention act on weights, and not on scores?"""
-    sums: dict[str, float] = {}
-    for part, trained in _dropping(subject):
-        of_head = part.merged.size(-1) // part.heads[0]
-        weights, unexplained = weights_behind(trained.merged, trained.value, part.heads[0], of_head)
-        if unexplained < 1e-3:
-            sums[part.name] = float((weights.detach().sum(dim=-1) - 1).abs().max())
-    if not sums:
-        raise NotApplicable("no attention was seen to drop weights")
-    wrong = [name for name, off in sums.items() if off < SAME]
-    evidence = {"modules": float(len(sums)), "largest sum of a row minus 1": max(sums.values())}
-    if not wrong:
-        return dropout_comes_after_softmax.ok("dropped weights leave rows that do not sum to 1", evidence)
-    return dropout_comes_after_softmax.problem(
-        f"in {len(wrong)} of {len(sums)} attention modules the weights change in training, and each row "
-        "still sums to 1: what is dropped are scores",
-        evidence,
-        where=", ".join(wrong),
-        why="A score of 0 is no weight of 0: a token whose score was dropped may be looked at all the more.",
-        fix="Apply the dropout to what softmax returns.",
-    )
-
-
-def _dropping(subject: Subject) -> Iterator[tuple[AttentionPart, AttentionPart]]:
-    """Yield each attention whose output changes in training, as seen without and with dropout."""
-    model = subject.model(jitter=True)
-    ids = subject.ids(3, 4)  # fewer tokens than a head is wide: only then its weights can be told
-    calls = observe(model, lambda it: subject.scores(it, ids, None))
-    for part in attention_parts(model, calls):
-        if len(part.heads) != 1 or part.merged.size(-1) // part.heads[0] < ids.size(1) or part.project:
-            continue
-        part.module.train()
-        with seeded(0):
-            seen = attention_parts(model, observe(model, lambda it: subject.scores(it, ids, None)))
-        part.module.eval()
-        for trained in seen:
-            same_input = trained.name == part.name and torch.equal(trained.query, part.query)
-            if same_input and not torch.equal(trained.merged, part.merged):
-                yield part, trained

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from companion.debugging.anatomy import (
+    AttentionPart,
     Call,
     attention_parts,
     block_lists,
@@ -25,6 +26,7 @@ from companion.debugging.subject import Subject, seeded
 __all__ = [
     "blocks_of",
     "feed_forward_nonlinearity",
+    "first_block_moved",
     "normalisation_effect",
     "residual_path",
     "token_separation",
@@ -46,8 +48,41 @@ def _silence(modules: list[nn.Module]) -> None:
 
 
 def blocks_of(model: nn.Module, calls: list[Call]) -> list[tuple[str, nn.Module]]:
-    """Return all blocks with their names."""
-    return [block for blocks in block_lists(model, calls).values() for block in blocks]
+    """Return all blocks with their names: of a model with attention, those of lists that have some and more.
+
+    A list of attentions alone, or of feed-forward parts or experts, holds parts of blocks: what is summed
+    with them is summed outside.
+    """
+    lists = list(block_lists(model, calls).values())
+    parts = attention_parts(model, calls)
+    if parts:
+        lists = [blocks for blocks in lists if any(_is_whole(*block, parts) for block in blocks)]
+    return [block for blocks in lists for block in blocks]
+
+
+def _is_whole(name: str, block: nn.Module, parts: list[AttentionPart]) -> bool:
+    """Whether a block has attention, and two matrices or more beside it."""
+    within = [part for part in parts if inside(part.name, name)]
+    ours = {id(p) for part in within for module in (*part.modules, part.output) for p in module.parameters()}
+    return bool(within) and sum(p.dim() > 1 and id(p) not in ours for p in block.parameters()) >= 2
+
+
+def first_block_moved(
+    model: nn.Module, calls: list[Call], others: list[Call], ids: Tensor
+) -> tuple[Call, Call] | None:
+    """Return the calls, in two passes, of the first block that was not given the same twice.
+
+    Not the first block of all: in a model that reads another text too, that may be one which never sees
+    these words.
+    """
+    blocks = {id(block) for _, block in blocks_of(model, calls)}
+    for one, two in zip(calls, others, strict=False):
+        if id(one.module) not in blocks or one.module is not two.module:
+            continue
+        fits = one.output.shape[:2] == ids.shape and one.input.shape == two.input.shape
+        if fits and not torch.equal(one.input, two.input):
+            return one, two
+    return None
 
 
 def _attention_names(model: nn.Module, calls: list[Call]) -> set[str]:
@@ -232,7 +267,9 @@ def feed_forward_nonlinearity(subject: Subject) -> Finding:
         linear = [
             call
             for call in calls
-            if is_linear(call.module) and inside(call.name, block) and call.name not in attention
+            if is_linear(call.module)
+            and inside(call.name, block)
+            and not any(inside(call.name, name) for name in attention)
         ]
         for first, second in pairwise(linear):
             inner, taken = first.output.detach(), second.input.detach()

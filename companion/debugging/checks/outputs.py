@@ -23,11 +23,15 @@ def shapes(subject: Subject) -> Finding:
     look = Probe(subject, subject.model())
     longest = subject.max_length
     sizes = [(1, min(2, longest)), (2, min(7, longest)), (3, min(5, longest)), (1, longest)]
+    least = 0
     for rows, seq in sizes:
         ids = subject.ids(rows, seq)
         try:
             scores = look(ids)
         except (IndexError, RuntimeError, ValueError) as error:
+            if (rows, seq) == sizes[0] and _too_short(look, seq):
+                least = seq + 1
+                continue
             if (rows, seq) != sizes[-1]:
                 raise
             return _too_long(longest, error)
@@ -36,7 +40,21 @@ def shapes(subject: Subject) -> Finding:
             return _wrong_shape(subject, found, rows, seq)
         if not scores.isfinite().all():
             return _not_finite(scores, seq)
-    return shapes.ok(f"scores have the right shape, up to {longest} tokens", {"longest": float(longest)})
+    remark = f"; fewer than {least} are too few for it, and no batch has a text so short" if least else ""
+    return shapes.ok(
+        f"scores have the right shape, up to {longest} tokens{remark}", {"longest": float(longest)}
+    )
+
+
+def _too_short(look: Probe, seq: int) -> bool:
+    """Whether a text breaks a model for having so few tokens alone, and there is none such in a batch."""
+    if any(bool((batch["attention_mask"].sum(dim=1) <= seq).any()) for batch in look.subject.batches):
+        return False
+    try:
+        look(look.subject.ids(1, 7))
+    except (IndexError, RuntimeError, ValueError):
+        return False
+    return True
 
 
 def _right(subject: Subject, found: tuple[int, ...], rows: int, seq: int) -> bool:

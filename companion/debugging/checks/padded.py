@@ -6,8 +6,9 @@ from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
-from companion.debugging.checks.probing import STILL, Probe, other_token, probe
+from companion.debugging.checks.probing import LENGTH, STILL, Probe, other_token, probe
 from companion.debugging.checks.registry import NotApplicable
 from companion.debugging.subject import Subject
 
@@ -84,13 +85,12 @@ class PaddedText:
 
 def padded_row(look: Probe, *, left: bool) -> PaddedText:
     """Return a text of `REAL` tokens, padded to the length of a probe's texts."""
-    ids = look.ids()
-    width = ids.size(1)
-    mask = torch.zeros_like(ids)
-    mask[:, width - REAL :] = 1 if left else 0
-    mask[:, :REAL] = mask[:, :REAL] if left else 1
+    text = look.subject.ids(1, REAL)  # whole: not a longer one with its end hidden
+    padding = (LENGTH - REAL, 0) if left else (0, LENGTH - REAL)
+    ids = functional.pad(text, padding, value=look.subject.pad_token_id)
+    mask = functional.pad(torch.ones_like(text), padding)
     places = (mask.cumsum(dim=1) - 1).clamp(min=0) if left and look.takes_places() else None
-    return PaddedText(ids.masked_fill(mask == 0, look.subject.pad_token_id), mask, left, places)
+    return PaddedText(ids, mask, left, places)
 
 
 def reads(look: Probe, row: PaddedText, *, mask: bool = True) -> Tensor:

@@ -54,6 +54,7 @@ def padding_content(subject: Subject) -> Finding:
         return padding_content.ok(
             "the model knows padding by its token id: other ids are no padding to it", evidence
         )
+    _must_be_right(look)
     culprit = _moved_first(look, row, changed)
     return padding_content.problem(
         f"other tokens under the mask move the scores of real ones by {moved:.2g} spreads, expected 0; "
@@ -93,6 +94,19 @@ def _padding_leaks(look: Probe, row: PaddedText) -> bool:
         for hook in hooks:
             hook.remove()
     return not hit or look.moved(before, after) >= MOVED
+
+
+def _must_be_right(look: Probe) -> None:
+    """Raise NotApplicable for a model that is right with padding on the left, where no batch is given."""
+    if look.subject.batches or look.subject.causal or not look.takes_mask():
+        return
+    row = padded_row(look, left=True)
+    try:
+        moved = look.moved(reads(look, row.alone()), reads(look, row))
+    except NotApplicable:
+        return
+    if moved < MOVED:
+        raise NotApplicable("the model is made for padding on the left, and no batch has it elsewhere")
 
 
 def _moved_first(look: Probe, one: PaddedText, other: PaddedText) -> Culprit:
@@ -136,6 +150,7 @@ def padding_amount(subject: Subject) -> Finding:
         raise NotApplicable("not even without a mask does padding move a score")
     if moved < MOVED:
         return padding_amount.ok(f"padding moves no real score ({moved:.1e} spreads)", evidence)
+    _must_be_right(look)
     culprit = _moved_first(look, row.alone(), row) if takes else Culprit()
     how = "masked" if takes else "with no mask to tell it from words"
     return padding_amount.problem(

@@ -6,12 +6,13 @@ import torch
 from torch import Tensor, nn
 
 from companion.debugging.anatomy import attention_parts, config_value
-from companion.debugging.checks.blocks import blocks_of, watch
+from companion.debugging.checks.blocks import blocks_of, first_block_moved, watch
 from companion.debugging.checks.registry import NotApplicable, check
 from companion.debugging.finding import Finding
-from companion.debugging.subject import Subject
+from companion.debugging.lookups import Lookup, lookups
+from companion.debugging.subject import Subject, seeded
 
-__all__ = ["places_are_unlike", "position_information", "position_rows"]
+__all__ = ["claims_positions", "places_are_unlike", "position_information", "position_rows"]
 
 
 @check(family="model", component="positions", needs=("make_model",), likelihood=0.9)
@@ -20,15 +21,9 @@ def position_rows(subject: Subject) -> Finding:
     seq = min(subject.max_length, 64)
     ids = subject.ids(2, seq)
     model = subject.model(jitter=True)
-    calls = watch(subject, model, ids, None)
-    tables = [
-        call
-        for call in calls
-        if isinstance(call.module, nn.Embedding)
-        and call.input.dim() in (1, 2)
-        and call.input.size(-1) == seq
-        and (_of_places(call.name) or _counts_up(call.input))
-    ]
+    with seeded(0), lookups(model) as seen:
+        subject.scores(model, ids, None)
+    tables = [it for it in seen if len(it.first) == seq and (_of_places(it.name) or _counts_up(it))]
     buffers = [
         (
             name,
@@ -45,13 +40,11 @@ def position_rows(subject: Subject) -> Finding:
     ]
     if flat:
         return _lost_rows(flat[0], "rows next to each other are equal", {"rows": seq})
-    for call in tables:
-        used = len(set(call.input.reshape(-1, seq)[0].tolist()))
+    for table in tables:
+        used = len(set(table.first))
         if used < seq:
-            return _lost_rows(call.name, f"{seq} places use {used} rows", {"places": seq, "rows": used})
-    trained = [
-        (f"{call.name}.weight", _weight(call.module), call.input.reshape(-1, seq)[0]) for call in tables
-    ]
+            return _lost_rows(table.name, f"{seq} places use {used} rows", {"places": seq, "rows": used})
+    trained = [(f"{it.name}.weight", it.weight, torch.tensor(it.first)) for it in tables]
     trained += [
         (name, parameter, torch.arange(seq))
         for name, parameter in model.named_parameters()
@@ -70,11 +63,6 @@ def position_rows(subject: Subject) -> Finding:
     return position_rows.ok(f"each of {seq} places has a row of its own", {"places": seq})
 
 
-def _weight(module: nn.Module) -> Tensor:
-    weight = module.weight
-    return weight if isinstance(weight, Tensor) else torch.empty(0)
-
-
 def _of_places(name: str) -> bool:
     """Whether a name is that of a table of places, not of distances."""
     words = name.lower().split(".")
@@ -82,8 +70,8 @@ def _of_places(name: str) -> bool:
     return absolute and not any("rel" in word or "bias" in word for word in words)
 
 
-def _counts_up(rows: Tensor) -> bool:
-    return bool((rows.diff(dim=-1) == 1).all()) and rows.size(-1) > 2
+def _counts_up(table: Lookup) -> bool:
+    return bool((table.rows.diff(dim=-1) == 1).all()) and table.rows.size(-1) > 2
 
 
 def _silent_rows(subject: Subject, model: nn.Module, ids: Tensor, weight: Tensor, rows: Tensor) -> int:
@@ -120,15 +108,10 @@ def position_information(subject: Subject) -> Finding:
                 for parameter in module.parameters():
                     parameter.mul_(0.2)
     calls, turned = watch(subject, model, ids, None), watch(subject, model, ids[:, order], None)
-    blocks = {id(block) for _, block in blocks_of(model, calls)}
-    pairs = [
-        (one, two)
-        for one, two in zip(calls, turned, strict=False)
-        if id(one.module) in blocks and one.output.shape[:2] == ids.shape
-    ]
-    if not pairs:
-        raise NotApplicable("no list of blocks was found")
-    one, two = pairs[0]
+    pair = first_block_moved(model, calls, turned, ids)
+    if pair is None:
+        raise NotApplicable("no list of blocks was found that is given the words")
+    one, two = pair
     # In the first block a decoder's last token takes a mean over all that came before, in any order.
     moved = float((one.output[:, -1] - two.output[:, -1]).detach().abs().max())
     spread = float(one.output.detach().std())
@@ -137,7 +120,7 @@ def position_information(subject: Subject) -> Finding:
             f"turning the words around moves the last token by {moved:.2g} in the first block",
             {"moved": moved},
         )
-    if subject.causal and not _claims_positions(model):
+    if subject.causal and not claims_positions(model):
         raise NotApplicable("no positions, and a decoder can do without")
     if moved > 1e-5 * spread:
         raise NotApplicable(
@@ -152,7 +135,7 @@ def position_information(subject: Subject) -> Finding:
     )
 
 
-def _claims_positions(model: nn.Module) -> bool:
+def claims_positions(model: nn.Module) -> bool:
     """Whether something in a model says that it has positions."""
     said = config_value(model, ("positions", "position_embedding_type", "rope_theta", "rope_parameters"))
     names = [name.lower() for name, _ in (*model.named_parameters(), *model.named_buffers())]
