@@ -100,7 +100,9 @@ def empty_blocks_change_nothing(subject: Subject) -> Finding:
     for training in (False, True):
         calls = stream.all_calls(_nothing, training=training)
         for name, call in stream.blocks_in(calls).items():
-            norms = [it for it in calls if inside(it.name, name) and is_norm(it.module)]
+            # One block can stand at several places: its own norms came before its first call ended.
+            earlier = calls[: next(index for index, it in enumerate(calls) if it is call)]
+            norms = [it for it in earlier if inside(it.name, name) and is_norm(it.module)]
             said = _changed(call, norms) if name in looked else None
             if said is not None:
                 return _touched(name, said, training)
@@ -173,7 +175,10 @@ _Part = tuple[str, tuple[int, ...]]
 def _first_attention(stream: _Stream) -> tuple[str, list[_Part]]:
     """Return the first block in which attention is found, and its attentions."""
     found = attention_parts(stream.model, stream.calls)
-    for name in stream.blocks_in(stream.calls):
+    others = stream.blocks_in(_calls(stream.subject, stream.model, True))
+    for name, call in stream.blocks_in(stream.calls).items():
+        if name not in others or _near(call.input, others[name].input):
+            continue  # of an encoder whose text is another one
         parts = [
             (part.name, (*map(id, part.modules), id(part.output)))
             for part in found
