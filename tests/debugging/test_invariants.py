@@ -1,4 +1,4 @@
-"""The cache, the gradient of the scores, the residual stream, the effect of a step: faults are found there."""
+"""Faults of the cache, the gradient of the scores, the residual stream and the effect of a step are found."""
 
 from __future__ import annotations
 
@@ -127,10 +127,11 @@ def test_what_changes_the_stream_is_found(name):
 
 def test_an_attention_that_is_not_added_to_the_stream_is_found():
     subject = planted(
+        (f"x = x + {ADDED}", f"y = x + {ADDED}"),
         (
-            f"x = x + {ADDED}\n            return x + self.dropout(self.feed_forward(self.feed_forward_norm(x)))",
-            f"y = x + {ADDED}\n            return x + self.dropout(self.feed_forward(self.feed_forward_norm(y)))",
-        )
+            "feed_forward_norm(x)))\n        x = self.attention_norm",
+            "feed_forward_norm(y)))\n        x = self.attention_norm",
+        ),
     )
     assert "attention" in each_part_reaches_the_stream(subject).summary
     assert each_part_reaches_the_stream(subject).is_problem

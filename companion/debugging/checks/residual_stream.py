@@ -141,8 +141,12 @@ def each_part_reaches_the_stream(subject: Subject) -> Finding:
         return not attention(inner, module)
 
     alone, other = stream.run(attention)[name], stream.run(attention, other=True)[name]
-    moved = (alone.output - other.output).detach().abs().amax(-1)
-    evidence = {"moved by attention alone": float(moved[:, 3:].max() / alone.output.detach().std())}
+    if alone.input.shape != other.input.shape:
+        raise NotApplicable("the block is called with another shape for another text")
+    moved = _moved_elsewhere(alone, other)
+    if moved is None:
+        raise NotApplicable("another word changes the input of the block at all places")
+    evidence = {"moved by attention alone": moved}
     silent = ""
     if _mixes(stream.run(_nothing)[name], stream.run(_nothing, other=True)[name]):
         raise NotApplicable("tokens meet outside of attention")
@@ -213,10 +217,16 @@ def _mixes(call: Call, other: Call) -> bool:
     """Whether tokens still meet in a silenced block, as in a Fourier transform or a pool."""
     if call.input.shape != other.input.shape:
         return True
+    moved = _moved_elsewhere(call, other)
+    return moved is None or moved > _NEAR
+
+
+def _moved_elsewhere(call: Call, other: Call) -> float | None:
+    """Return how far the output moved, in spreads, where the input did not; None if it moved everywhere."""
     spread = float(call.output.detach().std())
     moved = (call.output - other.output).detach().abs().amax(-1)
-    changed = (call.input - other.input).detach().abs().amax(-1)
-    return bool(((moved > _NEAR * spread) & (changed <= 1e-6 * spread)).any())
+    same = (call.input - other.input).detach().abs().amax(-1) <= 1e-6 * spread
+    return float(moved[same].max()) / spread if bool(same.any()) else None
 
 
 def _flat(x: Tensor) -> bool:
