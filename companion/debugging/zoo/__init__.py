@@ -8,12 +8,14 @@ from companion.debugging.zoo import (
     architecture_layers,
     architecture_masks,
     architecture_positions,
+    architecture_stream,
     data,
     evaluation,
     optimizer,
     tokenization,
     training,
     training_loss,
+    training_scores,
 )
 from companion.debugging.zoo.bug import Bug, Configuration, Edit
 from companion.debugging.zoo.editing import edited, source_of, subject_at, subject_of
@@ -26,7 +28,9 @@ BUGS: tuple[Bug, ...] = (
     *architecture_positions.BUGS,
     *architecture_layers.BUGS,
     *architecture_ends.BUGS,
+    *architecture_stream.BUGS,
     *training_loss.BUGS,
+    *training_scores.BUGS,
     *training.BUGS,
     *optimizer.BUGS,
     *data.BUGS,
