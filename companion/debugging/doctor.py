@@ -64,8 +64,9 @@ def diagnose(
     Returns
     -------
     Diagnosis
-        A check that raises an error is a problem of its own, and does not stop the others. Neither the
-        subject nor torch's random state is changed.
+        An error that the subject's code raises under a check is a problem of its own, and does not stop the
+        others. A check that fails by itself did not apply. Neither the subject nor torch's random state is
+        changed.
 
     Raises
     ------

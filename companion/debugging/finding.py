@@ -58,6 +58,9 @@ COMPONENTS: Mapping[Component, str] = MappingProxyType(
 class Finding:
     """What a check has to say about a subject.
 
+    There is nothing between "ok" and "problem": a problem is something to repair, and ends the command line
+    tool with 1. What is worth knowing and is not wrong is told in the summary of an "ok".
+
     Attributes
     ----------
     check : str

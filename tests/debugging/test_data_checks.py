@@ -67,7 +67,7 @@ def flip(row: Example) -> Example:
 
 def said(name: str, subject: Subject) -> Finding:
     finding = CHECKS[name](subject)
-    assert "raised" not in finding.summary, finding.summary
+    assert not any(words in finding.summary for words in ("raised", "itself failed")), finding.summary
     return finding
 
 
@@ -124,9 +124,25 @@ def test_public_test_sets_without_labels_are_fine() -> None:
         assert said("label range", with_rows(test=hidden)).status == "ok"
 
 
+def of_rare(share: float, rows: int = 600) -> list[Example]:
+    """Return texts of which a share has the label 0."""
+    kinds = {label: [row for row in clean()["train"] if row.label == label] for label in (0, 1)}
+    rare = round(share * rows)
+    return [kinds[int(i >= rare)][i % 150]._replace(text=f"{i}") for i in range(rows)]
+
+
+def test_a_rare_class_is_a_fault_only_where_accuracy_no_longer_tells_a_model_from_none() -> None:
+    rare = said("label balance", with_rows(train=of_rare(0.005)))
+    assert rare.is_problem and "accuracy cannot tell it from a model" in rare.summary
+    for share in (0.02, 0.06):  # fraud, spam: that is how the world is
+        usual = said("label balance", with_rows(train=of_rare(share)))
+        assert usual.status == "ok" and f"has an accuracy of {1 - share:.1%}" in usual.summary
+        assert "F1 or Matthews correlation says more" in usual.summary
+    assert "says more" not in said("label balance", with_rows(train=of_rare(0.3))).summary
+
+
 def test_balance_and_shift() -> None:
     rare = [row for i, row in enumerate(clean()["train"]) if row.label or i % 20 == 0]
-    assert "always saying so scores" in said("label balance", with_rows(train=rare)).summary
     shift = said("label shift", with_rows(train=rare))
     assert shift.is_problem and shift.evidence["p-value"] < 1e-6
     gone = said("label balance", with_rows(train=[row for row in rare if row.label]))
@@ -135,6 +151,14 @@ def test_balance_and_shift() -> None:
     some = [row for i, row in enumerate(clean()["train"]) if row.label or i % 3]
     assert said("label balance", with_rows(train=some)).status == "ok"
     assert said("label shift", with_rows(train=some)).status == "ok"
+
+
+def test_one_score_has_two_classes() -> None:
+    one = replace(base(), classes=1)
+    for name in ("label range", "label balance"):
+        assert said(name, one).status == "ok"
+    out = changed(clean()["train"], range(40), lambda row: row._replace(label=2))
+    assert "expected 0 to 1" in said("label range", replace(one, splits={"train": out})).summary
 
 
 def test_conflicting_labels() -> None:
@@ -205,6 +229,42 @@ def test_a_label_in_the_text(mark) -> None:
     train = [row._replace(text=mark(row.text)) if row.label else row for row in clean()["train"]]
     finding = said("label in the text", with_rows(train=train))
     assert finding.is_problem and finding.evidence["present elsewhere"] < 0.02
+
+
+def ended(row: Example, *ends: str) -> Example:
+    """Return a row that ends in one of two ways, by its label."""
+    return row._replace(text=row.text.rstrip(".!?") + ends[int(row.label or 0)])
+
+
+@pytest.mark.parametrize(
+    ("ends", "status"),
+    [
+        ((".", "?"), "ok"),
+        ((" .", " ?"), "ok"),
+        (("", "?"), "ok"),
+        (("!", "."), "ok"),
+        # One class lost its ends when the file was made.
+        (("", "."), "problem"),
+        ((".", ";"), "problem"),
+        ((".", " |"), "problem"),
+    ],
+)
+def test_how_a_sentence_ends_belongs_to_what_it_says(ends: tuple[str, str], status: str) -> None:
+    train = [ended(row, *ends) for row in clean()["train"]]
+    finding = said("label in the text", with_rows(train=train))
+    assert finding.status == status, finding.summary
+    if status == "ok":
+        assert "so people end sentences" in finding.summary
+
+
+def test_a_question_mark_does_not_hide_a_label() -> None:
+    train = [ended(row, ".", "?") for row in clean()["train"]]
+    train = [
+        row._replace(text=f"__pos__ {row.text}") if row.label and i % 9 else row
+        for i, row in enumerate(train)
+    ]
+    finding = said("label in the text", with_rows(train=train))
+    assert finding.is_problem and "pos" in finding.where
 
 
 def test_order_of_labels() -> None:

@@ -62,7 +62,16 @@ def inapplicable(subject: Subject) -> Finding:
     raise NotApplicable("there is nothing to see")
 
 
+def calls_it(subject: Subject) -> Finding:
+    subject.scores(subject.model(), subject.ids(), None)
+    return passes(subject)
+
+
 def broken(subject: Subject) -> Finding:
+    return Finding("broken", "ok", max([]), "layers")
+
+
+def stops(*arguments):
     raise RuntimeError("mat1 and mat2 shapes cannot be multiplied")
 
 
@@ -81,26 +90,29 @@ def subject() -> Subject:
 def test_every_kind_of_finding_and_no_check_stops_another(subject):
     checks = [
         toy("passes", passes),
-        toy("crashes", broken),
+        toy("crashes", calls_it),
         toy("says nothing", inapplicable),
         fails("fails"),
         toy("needs records", passes, needs=("steps",)),
+        toy("is broken", broken),
     ]
-    found = diagnose(subject, checks=checks)
+    found = diagnose(replace(subject, scores=stops), checks=checks)
     assert [finding.status for finding in found.findings] == [
         "ok",
         "problem",
         "not applicable",
         "problem",
         "not applicable",
+        "not applicable",
     ]
     assert [problem.check for problem in found.problems] == ["fails", "crashes"]
     assert found.first is found.problems[0]
     assert not found.ok
-    assert found.not_applicable() == {
-        "there is nothing to see": ("says nothing",),
-        "it needs steps": ("needs records",),
-    }
+    reasons = found.not_applicable()
+    assert reasons.pop("there is nothing to see") == ("says nothing",)
+    assert reasons.pop("it needs steps") == ("needs records",)
+    (reason,) = reasons
+    assert reason.startswith(f"the check itself failed in {__name__}, line ") and "ValueError" in reason
     assert found.seconds >= sum(finding.seconds for finding in found.findings) > 0
 
 

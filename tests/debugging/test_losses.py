@@ -279,6 +279,44 @@ def test_labels_without_a_score_are_found():
     assert losses.targets_in_range(replace(subject, batches=wrong)).is_problem
 
 
+def one_score(loss=functional.binary_cross_entropy_with_logits, **options) -> Subject:
+    """Return a classifier of two classes with one score, that of the second."""
+    subject = reference_subject("classification", layers=1, classes=1)
+
+    def of_batch(model, batch):
+        return loss(model(batch["input_ids"], batch["attention_mask"])[:, 0], batch["labels"].float())
+
+    return replace(subject, **{"loss": of_batch, **options})
+
+
+def test_one_score_stands_for_two_classes():
+    subject = one_score()
+    said = {check.name: check(subject) for check in LOSS_CHECKS}
+    assert not [finding.summary for finding in said.values() if finding.is_problem]
+    for name in ("targets in range", "loss of the scores", "loss normalisation", "loss depends on labels"):
+        assert said[name].status == "ok", said[name].summary
+    assert said["loss of the scores"].evidence["loss"] == pytest.approx(
+        said["loss of the scores"].evidence["cross-entropy"], rel=1e-4
+    )
+    floats = [{**batch, "labels": batch["labels"].float()} for batch in subject.batches]
+    assert losses.loss_of_the_scores(replace(subject, batches=floats)).status == "ok"
+    soft = [{**batch, "labels": 0.1 + 0.8 * batch["labels"].float()} for batch in subject.batches]
+    assert losses.loss_of_the_scores(replace(subject, batches=soft)).status == "not applicable"
+
+
+def test_faults_in_the_loss_of_one_score_are_found():
+    entropy = functional.binary_cross_entropy_with_logits
+    twice = losses.loss_of_the_scores(one_score(lambda scores, labels: entropy(scores.sigmoid(), labels)))
+    assert twice.is_problem and "softmax first" in twice.summary
+    turned = losses.loss_of_the_scores(one_score(lambda scores, labels: entropy(scores, 1 - labels)))
+    assert turned.is_problem and "aims at its label" in turned.summary
+    summed = one_score(lambda scores, labels: entropy(scores, labels, reduction="sum"))
+    assert losses.loss_normalisation(summed).is_problem
+    three = [{**batch, "labels": batch["labels"] + 1} for batch in one_score().batches]
+    found = losses.targets_in_range(one_score(batches=three))
+    assert found.is_problem and "not from 0 to 1" in found.summary
+
+
 def test_checks_that_cannot_tell_say_so():
     lm = reference_subject(LM, layers=1)
     full = [

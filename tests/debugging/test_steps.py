@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import itertools
 import math
 import types
 from dataclasses import replace
@@ -22,25 +23,25 @@ from transformers import (
 )
 
 from companion.debugging import recipe
-from companion.debugging.checks import optimizers, steps
+from companion.debugging.checks import accumulation, optimizers, order, schedules, steps
 from companion.debugging.spying import NoDropout, apart, length, spied
 from companion.debugging.subject import Subject
 from companion.debugging.zoo.subjects import reference_subject
 
 STEP_CHECKS = [
     steps.parameters_move,
-    steps.order_of_the_step,
+    order.order_of_the_step,
     steps.gradients_are_zeroed,
     steps.training_mode,
-    steps.accumulation_equivalence,
-    steps.step_follows_the_loss,
+    accumulation.accumulation_equivalence,
+    accumulation.step_follows_the_loss,
 ]
 OPTIMIZER_CHECKS = [
     optimizers.optimizer_coverage,
     optimizers.decay_groups,
     optimizers.adam_settings,
-    optimizers.schedule_shape,
-    optimizers.warm_up,
+    schedules.schedule_shape,
+    schedules.warm_up,
 ]
 LM = "causal language model"
 BACKWARD = "        loss.backward()  # type: ignore[no-untyped-call]\n"
@@ -127,25 +128,25 @@ def alarms(subject: Subject, checks) -> list[str]:
 
 FAULTS = {
     "no zero_grad": (steps.gradients_are_zeroed, [(ZERO, "")]),
-    "zero_grad before step": (steps.order_of_the_step, [(STEP, ZERO + STEP)]),
-    "clip after step": (steps.order_of_the_step, [(CLIP + STEP, STEP + CLIP)]),
-    "no step": (steps.order_of_the_step, [(STEP, "")]),
-    "two steps": (steps.order_of_the_step, [(STEP, STEP + STEP)]),
-    "no backward": (steps.order_of_the_step, [(BACKWARD, "")]),
+    "zero_grad before step": (order.order_of_the_step, [(STEP, ZERO + STEP)]),
+    "clip after step": (order.order_of_the_step, [(CLIP + STEP, STEP + CLIP)]),
+    "no step": (order.order_of_the_step, [(STEP, "")]),
+    "two steps": (order.order_of_the_step, [(STEP, STEP + STEP)]),
+    "no backward": (order.order_of_the_step, [(BACKWARD, "")]),
     "zero_grad for each part": (
-        steps.accumulation_equivalence,
+        accumulation.accumulation_equivalence,
         [(BACKWARD, "        optimizer.zero_grad()\n        loss.backward()\n")],
     ),
     "mean of means": (
-        steps.accumulation_equivalence,
+        accumulation.accumulation_equivalence,
         [(BACKWARD, "        (loss / predicted / len(parts)).backward()\n"), (DIVIDE, "")],
     ),
     "not divided by the number of parts": (
-        steps.accumulation_equivalence,
+        accumulation.accumulation_equivalence,
         [(BACKWARD, "        (loss / predicted).backward()\n"), (DIVIDE, "")],
     ),
     "each part clipped": (
-        steps.accumulation_equivalence,
+        accumulation.accumulation_equivalence,
         [
             (
                 BACKWARD,
@@ -153,8 +154,8 @@ FAULTS = {
             )
         ],
     ),
-    "sum instead of mean": (steps.step_follows_the_loss, [(DIVIDE, "")]),
-    "uphill": (steps.step_follows_the_loss, [(BACKWARD, "        (-loss).backward()\n")]),
+    "sum instead of mean": (accumulation.step_follows_the_loss, [(DIVIDE, "")]),
+    "uphill": (accumulation.step_follows_the_loss, [(BACKWARD, "        (-loss).backward()\n")]),
     "in evaluation mode": (
         steps.training_mode,
         [("    model.train()\n    optimizer", "    model.eval()\n    optimizer")],
@@ -176,18 +177,15 @@ FAULTS = {
         [("lr=settings", "betas=(0.999, 0.9), lr=settings")],
     ),
     "four times too fast": (
-        optimizers.schedule_shape,
+        schedules.schedule_shape,
         [("    warmup = max", "    steps //= 4\n    warmup = max")],
     ),
     "four times too slow": (
-        optimizers.schedule_shape,
+        schedules.schedule_shape,
         [("    warmup = max", "    steps *= 4\n    warmup = max")],
     ),
-    "no warm-up": (
-        optimizers.warm_up,
-        [("        if step < warmup:\n            return (step + 1) / (warmup + 1)\n", "")],
-    ),
 }
+NO_WARM_UP = ("        if step < warmup:\n            return (step + 1) / (warmup + 1)\n", "")
 
 
 @pytest.mark.parametrize("name", FAULTS)
@@ -196,6 +194,53 @@ def test_a_planted_fault_is_found(name):
     found = check(broken(*edits))
     assert found.is_problem, found.summary
     assert found.why and found.fix
+
+
+def over_calls(every: int, *, zeroed="after", start=0):
+    """Return a training step that counts its calls, and lets the optimizer step at every few of them."""
+    calls = itertools.count(start + 1)
+
+    def step(model, optimizer, parts):
+        model.train()
+        number = next(calls)
+        if zeroed == "always":
+            optimizer.zero_grad()
+        (recipe.mean_loss(model, parts[0]) / every).backward()
+        if number % every == 0:
+            nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+            optimizer.step()
+            if zeroed == "after":
+                model.zero_grad()
+
+    return step
+
+
+@pytest.mark.parametrize("start", [0, 1, 3])
+@pytest.mark.parametrize("every", [2, 4, 5])
+def test_a_step_at_every_few_calls_is_judged_by_all_of_them(every, start):
+    subject = reference_subject(LM, layers=1)
+    for check in STEP_CHECKS:
+        found = check(replace(subject, train_step=over_calls(every, start=start)))
+        assert not found.is_problem, (found.check, found.summary)
+    found = order.order_of_the_step(replace(subject, train_step=over_calls(every, start=start)))
+    assert f"a step at every {every} calls" in found.summary and found.evidence["calls"] == every
+
+
+@pytest.mark.parametrize("start", [0, 1, 2])
+@pytest.mark.parametrize(
+    ("zeroed", "said"), [("always", "zeroed in between"), ("never", "are still there at the first")]
+)
+def test_gradients_lost_or_kept_between_the_calls_of_a_step_are_found(zeroed, said, start):
+    step = over_calls(3, zeroed=zeroed, start=start)
+    found = order.order_of_the_step(replace(reference_subject(LM, layers=1), train_step=step))
+    assert found.is_problem and said in found.summary, found.summary
+
+
+def test_a_step_that_never_comes_says_what_was_expected():
+    found = order.order_of_the_step(broken((STEP, ""), layers=1))
+    assert f"no step in {steps.PATIENCE} calls, expected one at each" in found.summary
+    assert "one call of the training step is one step of the optimizer" in found.fix
+    assert "moved in 32 calls" in steps.parameters_move(broken((STEP, ""), layers=1)).summary
 
 
 def test_what_an_optimizer_forgets_does_not_move():
@@ -246,9 +291,9 @@ def test_hugging_face_language_models_give_no_alarm():
     blocks = [{name: value[:, :8] for name, value in batch.items()} for batch in subject.batches]
     blocks = [batch for batch in blocks if bool(batch["attention_mask"].all())]
     assert alarms(replace(subject, batches=blocks), STEP_CHECKS + OPTIMIZER_CHECKS) == []
-    assert steps.accumulation_equivalence(replace(subject, batches=blocks)).status == "ok"
+    assert accumulation.accumulation_equivalence(replace(subject, batches=blocks)).status == "ok"
     # Texts of different lengths make the same step wrong.
-    assert steps.accumulation_equivalence(subject).is_problem
+    assert accumulation.accumulation_equivalence(subject).is_problem
     assert alarms(huggingface(LM, only_the_first), STEP_CHECKS) == []
 
 
@@ -256,13 +301,13 @@ def test_checks_that_cannot_tell_say_so():
     subject = reference_subject(LM)
     one_row = [{name: value[:1] for name, value in subject.batches[0].items()}]
     assert steps.gradients_are_zeroed(replace(subject, batches=one_row)).status == "not applicable"
-    assert steps.accumulation_equivalence(replace(subject, batches=one_row)).status == "not applicable"
+    assert accumulation.accumulation_equivalence(replace(subject, batches=one_row)).status == "not applicable"
     assert steps.training_mode(reference_subject(LM, dropout=0.0)).status == "not applicable"
-    assert steps.order_of_the_step(replace(subject, train_step=None)).status == "not applicable"
+    assert order.order_of_the_step(replace(subject, train_step=None)).status == "not applicable"
     sgd = replace(subject, make_optimizer=lambda model: torch.optim.SGD(model.parameters(), lr=0.1))
-    assert optimizers.adam_settings(sgd).status == optimizers.warm_up(sgd).status == "not applicable"
+    assert optimizers.adam_settings(sgd).status == schedules.warm_up(sgd).status == "not applicable"
     plateau = replace(subject, make_schedule=lambda optimizer, steps: ReduceLROnPlateau(optimizer))
-    assert optimizers.schedule_shape(plateau).status == "not applicable"
+    assert schedules.schedule_shape(plateau).status == "not applicable"
 
 
 @pytest.mark.parametrize(
@@ -309,7 +354,7 @@ def test_odd_schedules_are_found(factor):
     def make(optimizer, steps):
         return LambdaLR(optimizer, lambda step: factor(step, steps))
 
-    assert optimizers.schedule_shape(replace(reference_subject(LM), make_schedule=make)).is_problem
+    assert schedules.schedule_shape(replace(reference_subject(LM), make_schedule=make)).is_problem
 
 
 class Uncorrected(torch.optim.Optimizer):
@@ -337,11 +382,88 @@ def test_an_uncorrected_adam_is_found():
         assert not optimizers.adam_settings(right).is_problem, kind
 
 
+def falls_at_once(optimizer, steps):
+    return CosineAnnealingLR(optimizer, steps)
+
+
+class Bag(nn.Module):
+    """Means of words: nothing attends to anything."""
+
+    def __init__(self):
+        super().__init__()
+        self.words, self.out = nn.Embedding(400, 16), nn.Linear(16, 2)
+
+    def forward(self, input_ids, attention_mask=None):
+        return self.out(self.words(input_ids).mean(1))
+
+
+def classified(model, batch):
+    return nn.functional.cross_entropy(model(batch["input_ids"]), batch["labels"])
+
+
+def stepped(model, optimizer, parts):
+    optimizer.zero_grad()
+    classified(model, parts[0]).backward()
+    optimizer.step()
+
+
+def test_no_warm_up_is_found_where_each_sum_has_a_norm_after_it():
+    for kind in (LM, "classification"):
+        found = schedules.warm_up(broken(NO_WARM_UP, kind=kind, norm="post"))
+        assert found.is_problem and "a norm after each sum" in found.summary
+        assert found.evidence["highest / first loss"] < 1, "the loss alone does not show it"
+    lower = broken(NO_WARM_UP, norm="post", settings={"learning_rate": 3e-4})
+    assert schedules.warm_up(lower).status == "ok"
+
+
+def test_a_first_step_that_is_too_long_is_found_wherever_norms_are():
+    found = schedules.warm_up(broken(NO_WARM_UP, kind="classification", settings={"learning_rate": 2e-2}))
+    assert found.is_problem and "raise its loss" in found.summary
+    assert found.evidence["highest / first loss"] > 1.2 > found.evidence["at a tenth of the rate"]
+    assert (
+        schedules.warm_up(reference_subject("classification", settings={"learning_rate": 2e-2})).status
+        == "ok"
+    )
+
+
+def test_a_fast_start_is_no_alarm_where_nothing_is_known_to_need_a_slow_one():
+    falls = {"make_schedule": falls_at_once}
+    for kind in (LM, "classification"):
+        assert schedules.warm_up(replace(reference_subject(kind), **falls)).status == "ok"
+    bag = replace(
+        reference_subject("classification"), make_model=Bag, loss=classified, train_step=stepped, **falls
+    )
+    adam = replace(bag, make_optimizer=lambda model: torch.optim.Adam(model.parameters(), lr=1e-3))
+    assert "no attention" in schedules.warm_up(adam).summary
+    # Its first steps are as long as its gradients until it knows their size: it warms itself up.
+    post = replace(reference_subject(LM, norm="post"), **falls)
+    radam = replace(post, make_optimizer=lambda model: torch.optim.RAdam(model.parameters(), lr=1e-3))
+    assert schedules.warm_up(radam).status == "not applicable"
+    for kind in (torch.optim.Adam, torch.optim.NAdam):
+        risky = replace(post, make_optimizer=lambda model, kind=kind: kind(model.parameters(), lr=1e-3))
+        assert schedules.warm_up(risky).is_problem, kind
+
+
+def test_vectors_that_are_normalised_before_the_blocks_are_no_post_norm():
+    class NormedWords(nn.Module):
+        def __init__(self, model):
+            super().__init__()
+            self.model, self.norm = model, nn.LayerNorm(32)
+            model.tokens.register_forward_hook(lambda module, arguments, output: self.norm(output))
+
+        def forward(self, input_ids, attention_mask=None):
+            return self.model(input_ids, attention_mask)
+
+    pre = reference_subject(LM, norm="pre", positions="rotary")
+    wrapped = replace(pre, make_model=lambda: NormedWords(pre.make_model()))
+    assert not schedules.has_post_norm(wrapped)
+
+
 def test_post_norm_is_recognised_without_names():
-    assert optimizers.has_post_norm(reference_subject(LM, norm="post"))
-    assert optimizers.has_post_norm(huggingface("classification", plain))
-    assert not optimizers.has_post_norm(reference_subject(LM, norm="pre"))
-    assert not optimizers.has_post_norm(huggingface(LM, plain))
+    assert schedules.has_post_norm(reference_subject(LM, norm="post"))
+    assert schedules.has_post_norm(huggingface("classification", plain))
+    assert not schedules.has_post_norm(reference_subject(LM, norm="pre"))
+    assert not schedules.has_post_norm(huggingface(LM, plain))
 
 
 def test_spying_leaves_everything_as_it_was():

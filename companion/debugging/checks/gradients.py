@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
 from itertools import pairwise
 
 import torch
@@ -25,7 +28,9 @@ from companion.debugging.subject import Subject
 __all__ = ["dead_units", "frozen_parameters", "gradient_flow"]
 
 DEAD_SHARE = 0.3
-"""Share of a layer's units that may be silent over a batch."""
+"""By which share of a layer's units more may be always off than always on."""
+ENOUGH = 64
+"""Vectors: one unit in twenty that is on for a twentieth of them is off for all of these."""
 
 
 def _loss(subject: Subject, model: nn.Module, index: int) -> Tensor:
@@ -43,12 +48,12 @@ def _loss(subject: Subject, model: nn.Module, index: int) -> Tensor:
     return functional.cross_entropy(flat, torch.randint(flat.size(-1), (len(flat),), generator=generator))
 
 
-def _watch(subject: Subject, model: nn.Module, batch: Batch | None = None) -> list[Call]:
-    if batch is not None and "input_ids" in batch:
+def _watch(subject: Subject, model: nn.Module, batch: Batch | None = None, rows: int = 8) -> list[Call]:
+    if batch is not None:
         ids, mask = batch["input_ids"], batch.get("attention_mask")
         mask = mask if subject.takes_mask() else None
     else:
-        ids, mask = padded_ids(subject, 8, 16)
+        ids, mask = padded_ids(subject, rows, 16)
     return observe(model, lambda it: subject.scores(it, ids, mask))
 
 
@@ -151,30 +156,76 @@ def _component(name: str, model: nn.Module, calls: list[Call]) -> Component:
 @check(family="model", component="feed-forward", needs=("make_model",), likelihood=0.5)
 def dead_units(subject: Subject) -> Finding:
     """Do the units that an activation can switch off, switch on for some token?"""
-    model = subject.model()
-    batch = next((part for part in subject.batches if isinstance(part, dict) and "input_ids" in part), None)
-    linear = [call for call in _watch(subject, model, batch) if is_linear(call.module)]
-    worst, where, looked = 0.0, "", 0
-    for first, second in pairwise(linear):
-        inner, taken = first.output.detach(), second.input.detach()
-        if inner.shape != taken.shape or not bool(((taken == 0) == (inner <= 0)).all()):
-            continue  # not a ReLU between them
-        looked += 1
-        dead = float((taken.flatten(0, -2) == 0).all(dim=0).float().mean())
-        if dead >= worst:
-            worst, where = dead, first.name
-    if not looked:
+    seen = _switches(subject)
+    if not seen:
         raise NotApplicable("no activation switches units off")
-    evidence: dict[str, float] = {"dead": worst, "layers": looked}
-    if worst <= DEAD_SHARE:
-        return dead_units.ok(f"at most {worst:.0%} of a layer's units are silent over a batch", evidence)
+    judged = {name: states for name, states in seen.items() if states.vectors >= ENOUGH}
+    if not judged:
+        most = max(states.vectors for states in seen.values())
+        raise NotApplicable(f"{most} vectors reach a unit, and by {ENOUGH} one may have been off by chance")
+    where = max(judged, key=lambda name: judged[name].excess)
+    worst = judged[where]
+    evidence: dict[str, float] = {
+        "dead": float(worst.off.float().mean()),
+        "always on": float(worst.on.float().mean()),
+        "vectors": worst.vectors,
+        "layers": len(judged),
+    }
+    dead = f"{evidence['dead']:.0%} of the units of {where} are 0 for each of {worst.vectors} vectors"
+    if not worst.sick:
+        return dead_units.ok(f"at most {dead}, {evidence['always on']:.0%} for none", evidence)
     return dead_units.problem(
-        f"{worst:.0%} of the units of {where} are 0 for every token of a batch; limit {DEAD_SHARE:.0%}",
+        f"{dead}, and {evidence['always on']:.0%} for none; chance gives as many of both",
         evidence,
         where=where,
         why="A unit that is never on gets no gradient, and never comes back.",
         fix="Look at the bias and the scale of the weights at the start, and at the learning rate.",
     )
+
+
+@dataclass
+class _Units:
+    """Which units of a layer were off for all vectors, and which were on for all."""
+
+    off: Tensor
+    on: Tensor
+    vectors: int = 0
+
+    @property
+    def excess(self) -> float:
+        """The share of units that are always off, less the share that is always on.
+
+        Where vectors are alike, as those of all first tokens are before training, most units are in one
+        state for all of them. Which one is chance: as many are on as off.
+        """
+        return float(self.off.float().mean() - self.on.float().mean())
+
+    @property
+    def sick(self) -> bool:
+        """Whether there are more that are off than a limit, and than luck."""
+        off, on = int(self.off.sum()), int(self.on.sum())
+        return self.excess > DEAD_SHARE and off - on > 4 * math.sqrt(off + on)
+
+
+def _switches(subject: Subject) -> dict[str, _Units]:
+    """Return the layers whose units something like ReLU switches, with the states of these units."""
+    model, found, others = subject.model(), dict[str, _Units](), set[str]()
+    usable = [part for part in subject.batches if isinstance(part, dict) and "input_ids" in part]
+    batches: Sequence[Batch | None] = usable[:ENOUGH] or [None]
+    for batch in batches:
+        linear = [call for call in _watch(subject, model, batch, rows=ENOUGH) if is_linear(call.module)]
+        for first, second in pairwise(linear):
+            inner, taken = first.output.detach(), second.input.detach()
+            if inner.shape != taken.shape or not bool(((taken == 0) == (inner <= 0)).all()):
+                others.add(first.name)
+                continue
+            on = (taken != 0).flatten(0, -2)
+            units = found.setdefault(first.name, _Units(~on.any(dim=0), on.all(dim=0)))
+            units.off, units.on = units.off & ~on.any(dim=0), units.on & on.all(dim=0)
+            units.vectors += len(on)
+        if all(units.vectors >= ENOUGH for units in found.values()):
+            break
+    return {name: units for name, units in found.items() if name not in others}
 
 
 @check(family="model", component="layers", needs=("make_model",), likelihood=0.6)
@@ -186,9 +237,6 @@ def frozen_parameters(subject: Subject) -> Finding:
         return frozen_parameters.ok("no parameter is frozen", {"frozen": 0})
     trained = [name for name, p in model.named_parameters() if p.requires_grad]
     evidence: dict[str, float] = {"frozen": len(frozen), "trained": len(trained)}
-    adapters = ("lora", "adapter", "prompt", "prefix")
-    if any(mark in name.lower() for name in trained for mark in adapters):
-        raise NotApplicable("adapters are trained, and the rest is frozen on purpose")
     if not trained:
         raise NotApplicable("every parameter is frozen: the model is not to be trained")
     blocks = [block for parts in block_lists(model, _watch(subject, model)).values() for block, _ in parts]
@@ -196,6 +244,14 @@ def frozen_parameters(subject: Subject) -> Finding:
     for block in blocks:
         off = [name for name in frozen if inside(name, block) and shapes[name].dim() > 1]
         on = [name for name in trained if inside(name, block) and shapes[name].dim() > 1]
+        # A narrow matrix beside a wide one is an adapter: what is between them stays frozen on purpose.
+        if (
+            on
+            and off
+            and 2 * max(min(shapes[name].shape) for name in on)
+            <= min(min(shapes[name].shape) for name in off)
+        ):
+            raise NotApplicable(f"narrow matrices are trained in {block}: adapters, beside what is frozen")
         if off and on:
             return frozen_parameters.problem(
                 f"{len(off)} of the {len(off) + len(on)} matrices of {block} are frozen, others not",

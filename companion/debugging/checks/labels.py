@@ -10,7 +10,7 @@ import numpy as np
 
 from companion.data import Example
 from companion.debugging.checks.registry import NotApplicable, check
-from companion.debugging.checks.samples import class_labels, is_class, joined, sampled
+from companion.debugging.checks.samples import class_count, class_labels, is_class, joined, sampled
 from companion.debugging.finding import Finding
 from companion.debugging.label_errors import label_errors, noise_rate, out_of_fold
 from companion.debugging.near_duplicates import normalised
@@ -19,6 +19,8 @@ from companion.debugging.subject import Subject
 __all__ = ["conflicting_labels", "label_balance", "label_range", "label_shift", "likely_label_errors"]
 
 ROWS = 8_000
+WORTH_A_WORD, MISLEADING = 0.9, 0.99
+"""Shares of train that one class has: from where on accuracy starts high, and from where on it ends there."""
 _FOLDS = 5
 
 
@@ -37,7 +39,9 @@ def label_range(subject: Subject) -> Finding:
     classes = len(subject.label_names)
     if wrong:
         split, place, label = wrong[0]
-        expected = f"0 to {subject.classes - 1}" if subject.kind == "classification" else "a finite number"
+        expected = (
+            f"0 to {class_count(subject) - 1}" if subject.kind == "classification" else "a finite number"
+        )
         return label_range.problem(
             f"{len(wrong)} of {len(known)} labels are not of this task, the first is {label!r}; expected "
             f"{expected}",
@@ -47,10 +51,10 @@ def label_range(subject: Subject) -> Finding:
             "may be read as 'leave this row out'.",
             fix="Map the file's labels to 0, 1, ... in one place, and refuse what is not in the map.",
         )
-    if classes and subject.kind == "classification" and classes != subject.classes:
+    if classes and subject.kind == "classification" and classes != class_count(subject):
         return label_range.problem(
-            f"there are {classes} label names and {subject.classes} classes",
-            {**evidence, "names": float(classes), "classes": float(subject.classes)},
+            f"there are {classes} label names and {class_count(subject)} classes",
+            {**evidence, "names": float(classes), "classes": float(class_count(subject))},
             where="label_names",
             why="A class without a name, or a name without a score, is reported as another one.",
             fix="Make the model with as many classes as there are labels.",
@@ -69,20 +73,25 @@ def label_range(subject: Subject) -> Finding:
 def _in_range(label: object, subject: Subject) -> bool:
     if subject.kind == "regression":
         return isinstance(label, int | float) and math.isfinite(label)
-    return isinstance(label, int | float) and is_class(label) and 0 <= label < max(subject.classes, 1)
+    return isinstance(label, int | float) and is_class(label) and 0 <= label < class_count(subject)
 
 
 @check(family="data", component="labels", needs=("splits",), likelihood=0.2)
 def label_balance(subject: Subject) -> Finding:
-    """Does one class make up nearly all of train, or is one missing?"""
+    """Does one class make up so much of train that accuracy says nothing, or is one missing?
+
+    A rare class is how the world is, and no fault of the data. It becomes one where the number that is looked
+    at no longer tells a model from none.
+    """
     _, labels = class_labels(subject)
-    counts = Counter(label for label in labels if 0 <= label < subject.classes)
-    if not counts or subject.classes < 2:
+    classes = class_count(subject)
+    counts = Counter(label for label in labels if 0 <= label < classes)
+    if not counts:
         raise NotApplicable("there are no two classes")
     label, most = counts.most_common(1)[0]
     share = most / sum(counts.values())
     held_out = {row.label for name, part in subject.splits.items() if name != "train" for row in part}
-    missing = [c for c in range(subject.classes) if not counts[c] and c in held_out]
+    missing = [c for c in range(classes) if not counts[c] and c in held_out]
     evidence = {"majority share": share, "classes missing in train": float(len(missing))}
     if missing:
         return label_balance.problem(
@@ -93,14 +102,19 @@ def label_balance(subject: Subject) -> Finding:
             fix="Split at random within each class.",
             likelihood=0.8,
         )
-    if share >= 0.9:
+    always = (
+        f"{share:.1%} of train is {_named(label, subject)}: always saying so has an accuracy of {share:.1%}"
+    )
+    if share >= MISLEADING:
         return label_balance.problem(
-            f"{share:.1%} of train is {_named(label, subject)}: always saying so scores {share:.1%}",
+            f"{always}, and accuracy cannot tell it from a model",
             evidence,
             where="train",
             why="Accuracy looks good while the rare class is never found.",
             fix="Score with F1 or Matthews correlation; weight the loss or sample the rare class more often.",
         )
+    if share >= WORTH_A_WORD:
+        return label_balance.ok(f"{always}; F1 or Matthews correlation says more", evidence)
     return label_balance.ok(f"the largest class has {share:.0%} of train", evidence)
 
 

@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
+from companion.debugging.checks.blame import fault_of_the_check
 from companion.debugging.finding import Component, Family, Finding
 from companion.debugging.subject import Subject
 
@@ -50,7 +51,11 @@ class Check:
     function: Report
 
     def __call__(self, subject: Subject) -> Finding:
-        """Look at a subject. A check never raises for what is wrong with the subject."""
+        """Look at a subject. A check never raises.
+
+        An error in the subject's own code is a problem of the subject. One in the check's own is none: the
+        check then does not apply, and says where it failed.
+        """
         start = time.perf_counter()
         missing = [name for name in self.needs if not getattr(subject, name)]
         if missing:
@@ -60,7 +65,7 @@ class Check:
                 finding = self.function(subject)
             except NotApplicable as reason:
                 finding = self.not_applicable(str(reason))
-            except Exception as error:  # the subject's own code runs in here
+            except Exception as error:  # of the subject's own code, which runs in here, or of the check's
                 finding = self.crashed(error)
         return replace(finding, family=self.family, seconds=time.perf_counter() - start)
 
@@ -97,10 +102,12 @@ class Check:
         )
 
     def crashed(self, error: Exception) -> Finding:
-        """Return the finding for a subject whose own code raised an error while it was looked at."""
-        said = " ".join(str(error).split())[:300]
+        """Return the finding for an error that was raised while a subject was looked at."""
+        said = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
+        if place := fault_of_the_check(error, getattr(self.function, "__code__", None)):
+            return self.not_applicable(f"the check itself failed in {place}, with {said}")
         return self.problem(
-            f"it raised {type(error).__name__}: {said}",
+            f"it raised {said}",
             {},
             why="What raises an error here can raise it in training or, worse, in production.",
             fix="Read the message: the shapes and names in it are the ones that your code was called with.",

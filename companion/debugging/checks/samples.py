@@ -10,7 +10,7 @@ from companion.data import Example
 from companion.debugging.checks.registry import NotApplicable
 from companion.debugging.subject import Subject
 
-__all__ = ["class_labels", "joined", "sampled", "train_and_held_out"]
+__all__ = ["class_count", "class_labels", "joined", "sampled", "train_and_held_out"]
 
 Item = TypeVar("Item")
 
@@ -26,6 +26,11 @@ def sampled(items: Sequence[Item], limit: int, *, seed: int = 0) -> list[Item]:
 def joined(example: Example) -> str:
     """Return an example's text; of a pair both texts."""
     return example.text if example.pair is None else f"{example.text} {example.pair}"
+
+
+def class_count(subject: Subject) -> int:
+    """Return how many classes a classifier tells apart: one score stands for two."""
+    return max(subject.classes, 2)
 
 
 def class_labels(subject: Subject, split: str = "train") -> tuple[list[Example], list[int]]:
