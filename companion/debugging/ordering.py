@@ -43,6 +43,8 @@ CAUSES: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("registered parameters", ("gradient", "optimizer coverage", "parameters move", "frozen", "layer count")),
     ("weight tying", ("layer count", "optimizer coverage", "initial loss")),
     ("position information", ("order matters", "attention comparison")),
+    # What no token reaches has no places and no gradient.
+    ("both sides are seen", ("position rows", "gradient flow")),
     ("layer count", ("gradient flow", "dropout acts", "dead units")),
     ("fresh weights differ", ("dead units", "gradient", "initial loss")),
     ("position rows", ("order matters", "position information")),
@@ -51,6 +53,8 @@ CAUSES: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("labels stay out of the input", _CONTROLS),
     ("padding in the loss", ("loss normalisation", "accumulation", "step follows the loss", "evaluation")),
     ("loss normalisation", ("accumulation", "step follows the loss")),
+    ("loss depends on labels", ("accumulation", "each class counts", "the step reads its batch")),
+    ("each class counts", ("accumulation", "the step reads its batch")),
     ("gradients are zeroed", ("accumulation", "order of the step", "parameters move", "step follows")),
     ("order of the step", ("parameters move", "step follows the loss")),
     ("exact leakage", ("near duplicate leakage",)),

@@ -33,7 +33,7 @@ def cached_scores_are_the_same(subject: Subject) -> Finding:
     ids = look.ids()
     whole = look(ids)
     with _remembering(look.model):
-        pieces = [look(piece) for piece in ids.split(_PIECES, dim=1)]
+        pieces = [look(piece) for piece in torch.split(ids, _PIECES, dim=1)]
     scores = torch.cat(pieces, dim=1) if pieces[0].dim() == 3 else pieces[0]
     if scores.shape != whole.shape:
         raise NotApplicable("with a cache the model gives scores for other tokens")

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from companion.data import Batch
-from companion.debugging.checks.losses import Reading, read, real_tokens, token_batch
+from companion.debugging.checks.readings import Reading, read, real_tokens, token_batch
 from companion.debugging.checks.registry import NotApplicable, check
 from companion.debugging.finding import Finding
 from companion.debugging.spying import row_count, some_rows
@@ -114,7 +114,7 @@ def each_class_counts(subject: Subject) -> Finding:
     unsure = rows.probabilities < _UNSURE
     silent = rows.gradient.abs().amax(-1) <= 1e-9 * rows.gradient.abs().max()
     evidence, lost = {}, []
-    for label in rows.targets.unique().tolist():
+    for label in torch.unique(rows.targets).tolist():
         of_class = (rows.targets == label) & unsure
         if int(of_class.sum()) >= 3:
             share = float(silent[of_class].float().mean())
@@ -138,7 +138,7 @@ def the_loss_aims_high(subject: Subject) -> Finding:
     """Is the loss least where the label has most of the probability?"""
     rows = _rows(subject)
     aims = []
-    for target in rows.targets.unique().tolist() if subject.kind == "classification" else [None]:
+    for target in torch.unique(rows.targets).tolist() if subject.kind == "classification" else [None]:
         chosen = slice(None) if target is None else rows.targets == target
         aim = _aim(rows.probabilities[chosen], rows.pulls[chosen])
         aims += [] if aim is None else [aim]

@@ -206,7 +206,7 @@ def _with_other_words(subject: Subject, batch: Batch, rows: list[int]) -> Batch:
     """Return a batch with other words in some rows: those of the next row, as far as they go."""
     ids = batch["input_ids"]
     real = batch.get("attention_mask", ids != subject.pad_token_id).bool()
-    words = ids[real].unique()
+    words = torch.unique(ids[real])
     # Special tokens stay: some models look for them.
     words = words[words > 10] if int((words > 10).sum()) > 3 else words
     changed = ids.clone()
