@@ -492,7 +492,7 @@ def test_an_encoder_decoder_is_two_subjects():
     assert encoder.scores(encoder.model(), encoder.ids(), None).shape == (2, 12, 16)
     decoder.train_step(model, decoder.make_optimizer(model), list(decoder.batches))
     assert seen[0]["labels"].tolist() == labels.tolist()
-    assert seen[0]["input_ids"].shape == (2, 8)
+    assert seen[0]["input_ids"].shape == (2, 13)
     assert decoder.loss(decoder.model(), decoder.batches[0]) > 0
     with pytest.raises(ValueError, match="have the parts decoder, encoder: use subjects_from"):
         subject_from(lambda: T5ForConditionalGeneration(T5), task="seq2seq")
