@@ -183,3 +183,14 @@ def test_a_decoder_can_do_without_positions_if_its_scores_know_the_order():
     )
     _, problems = found(subject_from(lambda: CharGPT(1, places=False), task="causal-lm"), "order matters")
     assert problems  # one block takes a mean over the words before, in any order
+
+
+def test_tables_of_zeros_are_left_to_the_check_of_fresh_weights():
+    def zeros():
+        model = CharGPT()
+        nn.init.zeros_(model.words.weight)
+        nn.init.zeros_(model.position_table.weight)
+        return model
+
+    finding = diagnose(subject_from(zeros, task="causal-lm"), only=["places are unlike"]).findings[0]
+    assert finding.status == "not applicable" and "not told apart" in finding.summary

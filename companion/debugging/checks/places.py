@@ -159,7 +159,7 @@ def places_are_unlike(subject: Subject) -> Finding:
     vectors = given[0][0].detach().double()
     apart = torch.cdist(vectors, vectors)
     step = float(apart.diagonal(1).median())
-    if step < 1e-4 * float(vectors.norm(dim=-1).median()):
+    if step <= 1e-4 * float(vectors.norm(dim=-1).median()):
         raise NotApplicable("places are not told apart before the first block")
     far = torch.ones_like(apart).triu(2).bool()
     nearest = float(apart[far].min())
