@@ -32,7 +32,7 @@ CAUSES: tuple[tuple[str, tuple[str, ...]], ...] = (
     # Noise in evaluation moves every comparison of two answers.
     ("eval determinism", _COMPARISONS),
     # A text that depends on its neighbours in the batch also depends on their padding.
-    ("batch independence", ("padding", "batch order", "causality", "prefixes", "mask ")),
+    ("batch independence", ("padding", "batch order", "causality", "prefixes", "mask ", "accumulation")),
     # A formula that differs shows in all that rests on it.
     ("attention comparison", ("attention weights", "causality", "prefixes", "mask ", "padding", "the past")),
     ("causality", ("prefixes", "left padding", *_CONTROLS)),
@@ -45,10 +45,12 @@ CAUSES: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("position information", ("order matters", "attention comparison")),
     # What no token reaches has no places and no gradient.
     ("both sides are seen", ("position rows", "gradient flow")),
+    ("layer distinctness", ("cached scores",)),
     ("layer count", ("gradient flow", "dropout acts", "dead units")),
     ("fresh weights differ", ("dead units", "gradient", "initial loss")),
     ("position rows", ("order matters", "position information")),
-    ("optimizer coverage", ("parameters move", "layers learn")),
+    # What an optimizer does not hold it neither moves nor zeroes.
+    ("optimizer coverage", ("parameters move", "layers learn", "gradients are zeroed")),
     ("label alignment", (*_CONTROLS, "loss normalisation", "step follows the loss")),
     ("labels stay out of the input", _CONTROLS),
     ("padding in the loss", ("loss normalisation", "accumulation", "step follows the loss", "evaluation")),
