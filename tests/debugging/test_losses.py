@@ -315,6 +315,7 @@ def test_faults_in_the_loss_of_one_score_are_found():
     three = [{**batch, "labels": batch["labels"] + 1} for batch in one_score().batches]
     found = losses.targets_in_range(one_score(batches=three))
     assert found.is_problem and "not from 0 to 1" in found.summary
+    assert "not one class for each text" in losses.loss_of_the_scores(one_score(batches=three)).summary
 
 
 def test_checks_that_cannot_tell_say_so():

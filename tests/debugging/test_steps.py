@@ -239,6 +239,7 @@ def test_gradients_lost_or_kept_between_the_calls_of_a_step_are_found(zeroed, sa
 def test_a_step_that_never_comes_says_what_was_expected():
     found = order.order_of_the_step(broken((STEP, ""), layers=1))
     assert f"no step in {steps.PATIENCE} calls, expected one at each" in found.summary
+    assert "(seen: zero_grad -> backward -> clip)" in found.summary
     assert "one call of the training step is one step of the optimizer" in found.fix
     assert "moved in 32 calls" in steps.parameters_move(broken((STEP, ""), layers=1)).summary
 

@@ -213,9 +213,8 @@ def loss_of_the_scores(subject: Subject) -> Finding:
     targets = reading.targets
     if not subject.by_token:
         targets = batch["labels"].view(-1) if "labels" in batch else targets
-        if targets.shape != reading.targets.shape or bool(
-            ((targets < 0) | (targets != targets.long())).any()
-        ):
+        odd = (targets < 0) | (targets >= reading.scores.size(-1)) | (targets != targets.long())
+        if targets.shape != reading.targets.shape or bool(odd.any()):
             raise NotApplicable("the labels are not one class for each text")
         targets = targets.long()
     once = _cross_entropy(reading.scores, targets, reading.counted)

@@ -21,7 +21,8 @@ def order_of_the_step(subject: Subject) -> Finding:
     several = len(first) > 1 or (bool(more) and len(more[0]) > 1)
     calls = more[0] if several and more else first
     record = calls[-1]
-    events = " -> ".join(name for name, _ in groupby(event for call in calls for event in call.events))
+    shown = calls if record.at_step else calls[:1]
+    events = " -> ".join(name for name, _ in groupby(event for call in shown for event in call.events))
     evidence = {
         "calls": float(len(calls)),
         "optimizer steps": float(len(record.at_step)),
