@@ -196,6 +196,31 @@ def test_order_matters(model, train):
     assert (net(ids) - net(ids.flip(1)).flip(1)).abs().max() > 1e-3
 
 
+def test_what_blocks_add_comes_on_top_of_what_was_there(model, train):
+    net = made(model)
+    for block in net.blocks:
+        for name, parameter in block.named_parameters():
+            if parameter.dim() == 2 or name.endswith("bias"):
+                torch.nn.init.zeros_(parameter)
+    scores = net(torch.arange(3, 13)[None])[0]
+    assert torch.pdist(scores).min() > 1e-3
+
+
+def test_every_block_is_called(model, train):
+    net = made(model, classes=2)
+    called = []
+    for block in net.blocks:
+        block.register_forward_hook(lambda *_: called.append(1))
+    net(torch.randint(3, 40, (2, 8)))
+    assert len(called) == len(net.blocks)
+
+
+def test_scores_are_no_probabilities(model, train):
+    scores = made(model, classes=2)(torch.randint(3, 40, (4, 8)))
+    assert not torch.allclose(scores.exp().sum(-1), torch.ones(4), atol=1e-3)
+    assert not torch.allclose(scores.sum(-1), torch.ones(4), atol=1e-3)
+
+
 def test_training_is_random_and_evaluation_is_not(model, train):
     net = made(model, classes=2, dropout=0.3)
     ids = torch.randint(3, 40, (3, 10))

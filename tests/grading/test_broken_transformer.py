@@ -100,9 +100,9 @@ def test_foul_repairs_score_nothing(sandbox, planted, name):
 
 
 def test_good_tests_find_bugs_and_leave_right_programs_alone(sandbox, planted):
-    found = judge_tests(sandbox, S.GOOD_TESTS, wrong_programs(planted, 3, most=6), right_programs(), seed=1)
+    found = judge_tests(sandbox, S.GOOD_TESTS, wrong_programs(planted, 3, most=40), right_programs(), seed=1)
     assert found.spared == found.variants == 8, found.objected
-    assert found.killed >= 4 and found.score > 0.6
+    assert found.killed >= 20 and found.score >= 0.5, found.survivors
 
 
 @pytest.mark.parametrize(
