@@ -12,7 +12,7 @@ from companion.inference.intervals import LEVEL, Percentile, percentile
 from companion.inference.timing import Timing
 from companion.inference.warmup import Warmup
 
-__all__ = ["Benchmark", "Faster", "LatencyRow", "Measured", "ThroughputRow", "faster_than"]
+__all__ = ["Benchmark", "Faster", "LatencyRow", "MeasuredFolder", "ThroughputRow", "faster_than"]
 
 
 @dataclass(frozen=True)
@@ -106,7 +106,7 @@ class ThroughputRow:
 
 
 @dataclass(frozen=True)
-class Measured:
+class MeasuredFolder:
     """One candidate.
 
     Attributes
@@ -159,7 +159,7 @@ class Benchmark:
 
     Attributes
     ----------
-    candidates : tuple of Measured
+    candidates : tuple of MeasuredFolder
         The first is what the others are compared with.
     texts : int
         Different texts.
@@ -171,7 +171,7 @@ class Benchmark:
         Confidence level of all intervals.
     """
 
-    candidates: tuple[Measured, ...]
+    candidates: tuple[MeasuredFolder, ...]
     texts: int
     threads: int | None
     cores: int

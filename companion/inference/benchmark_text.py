@@ -10,7 +10,7 @@ from companion.inference.intervals import Estimate, Percentile
 
 if TYPE_CHECKING:
     from companion.inference.arrivals import Arrivals
-    from companion.inference.benchmark_report import Benchmark, Faster, Measured
+    from companion.inference.benchmark_report import Benchmark, Faster, MeasuredFolder
 
 __all__ = ["tables"]
 
@@ -47,7 +47,7 @@ def tables(found: Benchmark) -> str:
     return "\n\n".join(parts)
 
 
-def _candidate(name: str, item: Measured) -> dict[str, str]:
+def _candidate(name: str, item: MeasuredFolder) -> dict[str, str]:
     warm = item.warmup
     state = "stable" if warm.stable else f"NOT stable ({warm.variation:.0%} apart)"
     return {

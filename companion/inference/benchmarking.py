@@ -27,7 +27,7 @@ from companion.inference.benchmark_plan import BenchmarkPlan
 from companion.inference.benchmark_report import (
     Benchmark,
     LatencyRow,
-    Measured,
+    MeasuredFolder,
     ThroughputRow,
     faster_than,
 )
@@ -151,7 +151,7 @@ def benchmark_predictors(
                 sleep=sleep,
             )
         candidates.append(
-            Measured(
+            MeasuredFolder(
                 name=name,
                 bytes=None,
                 labels=predictor.labels,
