@@ -449,7 +449,9 @@ def test_vectors_that_are_normalised_before_the_blocks_are_no_post_norm():
     class NormedWords(nn.Module):
         def __init__(self, model):
             super().__init__()
-            self.model, self.norm = model, nn.LayerNorm(32)
+            self.model, self.norm = model, nn.LayerNorm(32, eps=1e-12)
+            for weight in model.blocks.parameters():
+                weight.data.mul_(0.1 if weight.dim() > 1 else 1.0)
             model.tokens.register_forward_hook(lambda module, arguments, output: self.norm(output))
 
         def forward(self, input_ids, attention_mask=None):
