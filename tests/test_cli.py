@@ -12,29 +12,11 @@ from pathlib import Path
 
 import pytest
 
-import companion.cli
-
 CSV = "text,label\n" + "".join(
     f"the {noun} was {word},{label}\n"
     for noun in ("film", "novel", "hotel", "play", "trip", "museum")
     for word, label in (("awful", "bad"), ("dull", "bad"), ("superb", "good"), ("lovely", "good"))
 )
-
-
-@pytest.fixture
-def run(monkeypatch, capsys) -> Callable[..., tuple[int, str, str]]:
-    """Run the command in this process; give its exit code, stdout and stderr."""
-
-    monkeypatch.setenv("COMPANION_THREADS", "1")
-
-    def call(*arguments: object) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["companion", *map(str, arguments)])
-        with pytest.raises(SystemExit) as ended:
-            companion.cli.main()
-        out, err = capsys.readouterr()
-        return ended.value.code, out, err
-
-    return call
 
 
 @pytest.fixture

@@ -3,32 +3,14 @@
 from __future__ import annotations
 
 import json
-import sys
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-import companion.cli
 from companion.inference import read_manifest
 
 SMALL = ("--runs", 6, "--rounds", 3, "--batch-sizes", "1,4", "--threads", 1)
 COLUMNS = ("--text-column", "text", "--label-column", "label")
-
-
-@pytest.fixture
-def run(monkeypatch, capsys) -> Callable[..., tuple[int, str, str]]:
-    """Run the command in this process; give its exit code, stdout and stderr."""
-    monkeypatch.setenv("COMPANION_THREADS", "1")
-
-    def call(*arguments: object) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["companion", *map(str, arguments)])
-        with pytest.raises(SystemExit) as ended:
-            companion.cli.main()
-        out, err = capsys.readouterr()
-        return ended.value.code, out, err
-
-    return call
 
 
 @pytest.fixture

@@ -19,6 +19,7 @@ from transformers.pytorch_utils import Conv1D
 
 from companion.data import Example
 from companion.inference.calibration import Observer
+from companion.inference.exporting import feeds_of
 from companion.inference.grids import TINY, affine_scale
 from companion.models import Classifier
 
@@ -79,7 +80,7 @@ def ranges_of(classifier: Classifier, examples: Sequence[Example]) -> dict[str, 
     dict of str to (float, float)
         By the name of the module.
     """
-    model, tokenizer = classifier.model, classifier.tokenizer
+    model = classifier.model
     observers = {name: Observer() for name in _products(model)}
 
     def see(observer: Observer, module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
@@ -91,10 +92,8 @@ def ranges_of(classifier: Classifier, examples: Sequence[Example]) -> dict[str, 
         model.eval()
         for name, layer in _products(model).items():
             stack.callback(layer.register_forward_pre_hook(partial(see, observers[name])).remove)
-        for example in examples:
-            parts = (example.text,) if example.pair is None else (example.text, example.pair)
-            limit = int(tokenizer.model_max_length)
-            model(**tokenizer(*parts, truncation=True, max_length=limit, return_tensors="pt").to(device))
+        for feed in feeds_of(classifier, examples):
+            model(**{name: torch.from_numpy(ids).to(device) for name, ids in feed.items()})
     return {name: observer.range() for name, observer in observers.items()}
 
 
