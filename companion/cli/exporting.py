@@ -138,7 +138,7 @@ class HeldOut:
     def open(self, folder: Path) -> tuple[Predictor, Task, list[Example]]:
         """Open the model and read the examples: a mistake is told before the export."""
         from companion.inference import load_predictor
-        from companion.inference.quality import check_task
+        from companion.inference.quality.assessment import check_task
 
         predictor = load_predictor(folder)
         labels = () if predictor.is_regression else predictor.labels

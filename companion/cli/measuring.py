@@ -46,7 +46,7 @@ def benchmark(
 
     Percentiles that so few runs cannot tell are not given; p99 needs 368.
     """
-    from companion.inference.benchmark_plan import BenchmarkPlan
+    from companion.inference.benchmarking.plan import BenchmarkPlan
 
     plan = BenchmarkPlan(runs=runs, batch_sizes=_sizes(batch_sizes), rounds=rounds, rate=rate)
     first, second = _texts(texts, text_column, pair_column, task, data)

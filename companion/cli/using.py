@@ -49,7 +49,7 @@ def evaluate(
     """Score a model folder or an ONNX folder on labelled data."""
     from companion.data import labels_of, score
     from companion.inference import load_predictor
-    from companion.inference.quality import check_task
+    from companion.inference.quality.assessment import check_task
 
     predictor = load_predictor(folder, threads=threads)
     source = Source(task, data, text_column, label_column, pair_column)

@@ -11,20 +11,18 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from companion.inference.arrivals import Arrivals, Load, closed_loop, drive, open_loop
     from companion.inference.baselines import standard_int8
-    from companion.inference.benchmark_plan import BenchmarkPlan
-    from companion.inference.benchmark_report import Benchmark
-    from companion.inference.benchmarking import benchmark, benchmark_predictors
-    from companion.inference.calibration import calibrate
+    from companion.inference.benchmarking.arrivals import Arrivals, Load, closed_loop, drive, open_loop
+    from companion.inference.benchmarking.plan import BenchmarkPlan
+    from companion.inference.benchmarking.report import Benchmark
+    from companion.inference.benchmarking.turns import benchmark, benchmark_predictors
+    from companion.inference.benchmarking.warmup import Warmup, warm_up
     from companion.inference.comparison import compare
     from companion.inference.exporting import export
-    from companion.inference.gate import Gate
-    from companion.inference.generation import Generated, generate
-    from companion.inference.generation_cost import Work, cache_bytes, token_flops
-    from companion.inference.generation_steps import CompiledStep, compile_step
-    from companion.inference.generation_strategies import Beam, Greedy, Sampling
-    from companion.inference.grids import quantize_blocks, quantize_columns, quantize_rows
+    from companion.inference.generation.cost import Work, cache_bytes, token_flops
+    from companion.inference.generation.steps import CompiledStep, compile_step
+    from companion.inference.generation.strategies import Beam, Greedy, Sampling
+    from companion.inference.generation.writing import Generated, generate
     from companion.inference.intervals import (
         Estimate,
         Percentile,
@@ -37,13 +35,15 @@ if TYPE_CHECKING:
     from companion.inference.manifest import Check, Manifest, read_manifest, state_quality
     from companion.inference.predictor import OnnxPredictor, Predictor
     from companion.inference.processor import features
-    from companion.inference.quality import assess
-    from companion.inference.quality_record import Quality
-    from companion.inference.quantization import Fixed, Rows, WeightsOnly, quantize, weights_of
-    from companion.inference.sensitivity import Sensitivity, fewest_kept, sensitivities
+    from companion.inference.quality.assessment import assess
+    from companion.inference.quality.gate import Gate
+    from companion.inference.quality.record import Quality
+    from companion.inference.quantization.calibration import calibrate
+    from companion.inference.quantization.grids import quantize_blocks, quantize_columns, quantize_rows
+    from companion.inference.quantization.schemes import Fixed, Rows, WeightsOnly, quantize, weights_of
+    from companion.inference.quantization.sensitivity import Sensitivity, fewest_kept, sensitivities
     from companion.inference.timing import Timing, ratio, side_by_side
     from companion.inference.torch_predictor import TorchPredictor
-    from companion.inference.warmup import Warmup, warm_up
 
 __all__ = [
     "Arrivals",
@@ -106,33 +106,33 @@ __all__ = [
 ]
 
 _HOMES = {
-    "Arrivals": "arrivals",
-    "Load": "arrivals",
-    "closed_loop": "arrivals",
-    "drive": "arrivals",
-    "open_loop": "arrivals",
+    "Arrivals": "benchmarking.arrivals",
+    "Load": "benchmarking.arrivals",
+    "closed_loop": "benchmarking.arrivals",
+    "drive": "benchmarking.arrivals",
+    "open_loop": "benchmarking.arrivals",
     "standard_int8": "baselines",
-    "BenchmarkPlan": "benchmark_plan",
-    "Benchmark": "benchmark_report",
-    "benchmark": "benchmarking",
-    "benchmark_predictors": "benchmarking",
-    "calibrate": "calibration",
+    "BenchmarkPlan": "benchmarking.plan",
+    "Benchmark": "benchmarking.report",
+    "benchmark": "benchmarking.turns",
+    "benchmark_predictors": "benchmarking.turns",
+    "calibrate": "quantization.calibration",
     "compare": "comparison",
     "export": "exporting",
-    "Gate": "gate",
-    "Generated": "generation",
-    "generate": "generation",
-    "Work": "generation_cost",
-    "cache_bytes": "generation_cost",
-    "token_flops": "generation_cost",
-    "CompiledStep": "generation_steps",
-    "compile_step": "generation_steps",
-    "Beam": "generation_strategies",
-    "Greedy": "generation_strategies",
-    "Sampling": "generation_strategies",
-    "quantize_blocks": "grids",
-    "quantize_columns": "grids",
-    "quantize_rows": "grids",
+    "Gate": "quality.gate",
+    "Generated": "generation.writing",
+    "generate": "generation.writing",
+    "Work": "generation.cost",
+    "cache_bytes": "generation.cost",
+    "token_flops": "generation.cost",
+    "CompiledStep": "generation.steps",
+    "compile_step": "generation.steps",
+    "Beam": "generation.strategies",
+    "Greedy": "generation.strategies",
+    "Sampling": "generation.strategies",
+    "quantize_blocks": "quantization.grids",
+    "quantize_columns": "quantization.grids",
+    "quantize_rows": "quantization.grids",
     "Estimate": "intervals",
     "Percentile": "intervals",
     "paired_difference": "intervals",
@@ -147,22 +147,22 @@ _HOMES = {
     "OnnxPredictor": "predictor",
     "Predictor": "predictor",
     "features": "processor",
-    "assess": "quality",
-    "Quality": "quality_record",
-    "Fixed": "quantization",
-    "Rows": "quantization",
-    "WeightsOnly": "quantization",
-    "quantize": "quantization",
-    "weights_of": "quantization",
-    "Sensitivity": "sensitivity",
-    "fewest_kept": "sensitivity",
-    "sensitivities": "sensitivity",
+    "assess": "quality.assessment",
+    "Quality": "quality.record",
+    "Fixed": "quantization.schemes",
+    "Rows": "quantization.schemes",
+    "WeightsOnly": "quantization.schemes",
+    "quantize": "quantization.schemes",
+    "weights_of": "quantization.schemes",
+    "Sensitivity": "quantization.sensitivity",
+    "fewest_kept": "quantization.sensitivity",
+    "sensitivities": "quantization.sensitivity",
     "Timing": "timing",
     "ratio": "timing",
     "side_by_side": "timing",
     "TorchPredictor": "torch_predictor",
-    "Warmup": "warmup",
-    "warm_up": "warmup",
+    "Warmup": "benchmarking.warmup",
+    "warm_up": "benchmarking.warmup",
 }
 
 

@@ -16,7 +16,7 @@ from companion.inference.comparison import compare
 from companion.inference.graph import Graph
 from companion.inference.manifest import MANIFEST, MODEL, Manifest, read_manifest, write_manifest
 from companion.inference.predictor import OnnxPredictor
-from companion.inference.quantization import OPSET
+from companion.inference.quantization.schemes import OPSET
 
 __all__ = ["standard_int8"]
 

@@ -21,13 +21,13 @@ from transformers import PreTrainedModel
 import companion
 from companion.artifacts import digest, staged_folder
 from companion.data import Example
-from companion.inference.calibration import calibrate
 from companion.inference.comparison import compare
 from companion.inference.fusion import fuse_attention, keep_first_token
 from companion.inference.graph import Graph
 from companion.inference.manifest import MANIFEST, MODEL, Check, Manifest, write_manifest
 from companion.inference.predictor import OnnxPredictor
-from companion.inference.quantization import OPSET, Fixed, Rows, Scheme, WeightsOnly, quantize
+from companion.inference.quantization.calibration import calibrate
+from companion.inference.quantization.schemes import OPSET, Fixed, Rows, Scheme, WeightsOnly, quantize
 from companion.inference.torch_predictor import TorchPredictor
 from companion.models import Classifier
 

@@ -9,7 +9,7 @@ import onnx
 from onnx import TensorProto, helper
 
 from companion.inference.graph import CONTRIB, Graph, attribute
-from companion.inference.quantization import OPSET
+from companion.inference.quantization.schemes import OPSET
 from companion.inference.sessions import open_session
 
 __all__ = ["fuse_attention", "keep_first_token"]

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from companion.artifacts import digest, staged_file
-from companion.inference.quality_reading import quality_from
-from companion.inference.quality_record import Quality
+from companion.inference.quality.reading import quality_from
+from companion.inference.quality.record import Quality
 
 __all__ = ["MANIFEST", "MODEL", "Check", "Manifest", "read_manifest", "state_quality", "write_manifest"]
 

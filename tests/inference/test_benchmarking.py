@@ -20,8 +20,8 @@ from companion.inference import (
     side_by_side,
     warm_up,
 )
-from companion.inference.benchmark_report import faster_than
-from companion.inference.sending import groups_by_length
+from companion.inference.benchmarking.report import faster_than
+from companion.inference.benchmarking.sending import groups_by_length
 
 TEXTS = [" ".join(["word"] * (1 + i % 30)) for i in range(90)]
 
@@ -233,7 +233,7 @@ def test_turns_rotate_only_when_asked(clock):
 
 def test_folders(onnx_folder, fp32_folder, model_folder, toy, monkeypatch):
     monkeypatch.delenv("TOKENIZERS_PARALLELISM", raising=False)
-    monkeypatch.setattr("companion.inference.benchmarking.usable_cores", lambda: 4)
+    monkeypatch.setattr("companion.inference.benchmarking.turns.usable_cores", lambda: 4)
     plan = BenchmarkPlan(runs=6, rounds=3, batch_sizes=(4,), batched_texts=12, percents=(50, 99), rate=500)
     texts = [example.text for example in toy[:30]]
     found = benchmark([fp32_folder, onnx_folder, model_folder], texts, plan=plan, threads=1)

@@ -10,7 +10,7 @@ from onnx import TensorProto, helper
 
 from companion.inference.fusion import fuse_attention, keep_first_token
 from companion.inference.graph import Graph
-from companion.inference.quantization import OPSET
+from companion.inference.quantization.schemes import OPSET
 
 
 @pytest.fixture

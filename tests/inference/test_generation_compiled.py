@@ -61,7 +61,7 @@ def test_a_step_is_compiled_once_for_all_lengths_and_texts():
 
 def test_a_growing_cache_would_be_compiled_again_and_again():
     """Show that the count above can tell: slices of the cache have a shape for each length."""
-    from companion.inference.generation_steps import WithCache
+    from companion.inference.generation.steps import WithCache
 
     model, counter, ids = decoder(), CompileCounter(), prompts(1)
     reader = WithCache(model, torch.ones_like(ids), capacity=20)

@@ -21,8 +21,8 @@ from companion.inference import (
     read_manifest,
     state_quality,
 )
-from companion.inference.quality_reading import quality_from
-from companion.inference.resampling import resampled_correlation, resampled_score
+from companion.inference.quality.reading import quality_from
+from companion.inference.quality.resampling import resampled_correlation, resampled_score
 
 LABELS = ("negative", "positive")
 

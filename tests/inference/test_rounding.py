@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from companion import inference, models, training
-from companion.inference.grids import quantize_blocks, quantize_columns
-from companion.inference.rounding import ranges_of, round_blocks, round_columns, rounded
+from companion.inference.quantization.grids import quantize_blocks, quantize_columns
+from companion.inference.quantization.rounding import ranges_of, round_blocks, round_columns, rounded
 
 
 @pytest.fixture
@@ -85,7 +85,7 @@ def test_training_goes_on_behind_the_rounding_and_leaves_a_plain_model(classifie
 
 def test_ranges_are_those_of_the_graph(classifier, toy):
     from companion.inference.exporting import feeds_of, to_onnx
-    from companion.inference.sensitivity import layer_of
+    from companion.inference.quantization.sensitivity import layer_of
 
     found = ranges_of(classifier, toy[:8])
     graph = to_onnx(classifier, precision="fp32")

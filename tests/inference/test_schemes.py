@@ -10,9 +10,16 @@ import pytest
 
 from companion import inference, models
 from companion.inference.exporting import export, feeds_of, to_onnx
-from companion.inference.grids import quantize_blocks
-from companion.inference.quantization import Fixed, Rows, WeightsOnly, activations_of, quantize, weights_of
-from companion.inference.sensitivity import divergence, fewest_kept, layer_of, sensitivities
+from companion.inference.quantization.grids import quantize_blocks
+from companion.inference.quantization.schemes import (
+    Fixed,
+    Rows,
+    WeightsOnly,
+    activations_of,
+    quantize,
+    weights_of,
+)
+from companion.inference.quantization.sensitivity import divergence, fewest_kept, layer_of, sensitivities
 from companion.inference.sessions import run_all
 
 SCHEMES = {"int8": Rows(), "int8-weights": WeightsOnly(8), "int4-weights": WeightsOnly(4)}

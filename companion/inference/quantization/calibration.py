@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper
 
 from companion.inference.graph import Graph
-from companion.inference.quantization import OPSET, activations_of
+from companion.inference.quantization.schemes import OPSET, activations_of
 from companion.inference.sessions import open_session
 
 __all__ = ["Method", "Observer", "calibrate", "clipped"]

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 from companion.inference.intervals import Estimate, Percentile
 
 if TYPE_CHECKING:
-    from companion.inference.arrivals import Arrivals
-    from companion.inference.benchmark_report import Benchmark, Faster, MeasuredFolder
+    from companion.inference.benchmarking.arrivals import Arrivals
+    from companion.inference.benchmarking.report import Benchmark, Faster, MeasuredFolder
 
 __all__ = ["tables"]
 

@@ -7,7 +7,8 @@ What goes wrong elsewhere, and what is done about it here:
 - the first runs are counted in, or a guessed number is left out: here all run until their times are stable;
 - one counts its threads per session, another takes all cores: here all get the same number;
 - a percentile is read off runs that cannot know it: here it is refused;
-- a slow request delays the measurement of the next: `companion.inference.arrivals` counts from the timetable.
+- a slow request delays the measurement of the next: `companion.inference.benchmarking.arrivals` counts from
+  the timetable.
 """
 
 from __future__ import annotations
@@ -22,21 +23,21 @@ from itertools import count
 from pathlib import Path
 
 from companion.data import load
-from companion.inference.arrivals import drive
-from companion.inference.benchmark_plan import BenchmarkPlan
-from companion.inference.benchmark_report import (
+from companion.inference.benchmarking.arrivals import drive
+from companion.inference.benchmarking.plan import BenchmarkPlan
+from companion.inference.benchmarking.report import (
     Benchmark,
     LatencyRow,
     MeasuredFolder,
     ThroughputRow,
     faster_than,
 )
+from companion.inference.benchmarking.sending import Requests, groups_by_length, sender
+from companion.inference.benchmarking.warmup import Warmup, warm_up
 from companion.inference.intervals import percentile
 from companion.inference.loading import load_predictor
 from companion.inference.predictor import Predictor
-from companion.inference.sending import Requests, groups_by_length, sender
 from companion.inference.timing import Timing, side_by_side
-from companion.inference.warmup import Warmup, warm_up
 from companion.settings import get_settings, usable_cores
 
 __all__ = ["benchmark", "benchmark_predictors"]

@@ -9,7 +9,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from companion.inference.generation_cost import Work
+from companion.inference.generation.cost import Work
 from companion.models.cache import FixedShapeCache, KeyValueCache
 from companion.models.transformer import Transformer
 

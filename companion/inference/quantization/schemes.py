@@ -27,7 +27,13 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper
 
 from companion.inference.graph import CONTRIB, Graph, attribute, scalar
-from companion.inference.grids import TINY, affine_scale, quantize_blocks, quantize_columns, quantize_rows
+from companion.inference.quantization.grids import (
+    TINY,
+    affine_scale,
+    quantize_blocks,
+    quantize_columns,
+    quantize_rows,
+)
 
 __all__ = ["OPSET", "Fixed", "Rows", "Scheme", "WeightsOnly", "activations_of", "quantize", "weights_of"]
 

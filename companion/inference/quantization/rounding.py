@@ -18,9 +18,9 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from companion.data import Example
-from companion.inference.calibration import Observer
 from companion.inference.exporting import feeds_of
-from companion.inference.grids import TINY, affine_scale
+from companion.inference.quantization.calibration import Observer
+from companion.inference.quantization.grids import TINY, affine_scale
 from companion.models import Classifier
 
 __all__ = ["Rounded", "ranges_of", "round_blocks", "round_columns", "rounded"]

@@ -10,8 +10,8 @@ from numpy.typing import NDArray
 from companion.data import Example, Task, labels_of, score
 from companion.inference.intervals import LEVEL, Estimate, check_level, paired_difference, proportion
 from companion.inference.predictor import Predictor, probabilities_of
-from companion.inference.quality_record import Calibration, ClassQuality, Quality
-from companion.inference.resampling import resampled_correlation, resampled_score
+from companion.inference.quality.record import Calibration, ClassQuality, Quality
+from companion.inference.quality.resampling import resampled_correlation, resampled_score
 from companion.training.calibration import brier_score, reliability
 
 __all__ = ["assess", "check_task"]

@@ -8,8 +8,8 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
-from companion.inference.gate import Gate, judge_drop
 from companion.inference.intervals import Estimate
+from companion.inference.quality.gate import Gate, judge_drop
 
 __all__ = ["FEW", "Calibration", "ClassQuality", "Quality"]
 

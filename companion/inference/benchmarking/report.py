@@ -7,10 +7,10 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from companion.inference.arrivals import Arrivals
+from companion.inference.benchmarking.arrivals import Arrivals
+from companion.inference.benchmarking.warmup import Warmup
 from companion.inference.intervals import LEVEL, Percentile, percentile
 from companion.inference.timing import Timing
-from companion.inference.warmup import Warmup
 
 __all__ = ["Benchmark", "Faster", "LatencyRow", "MeasuredFolder", "ThroughputRow", "faster_than"]
 
@@ -189,7 +189,7 @@ class Benchmark:
 
     def text(self) -> str:
         """Write tables for a terminal."""
-        from companion.inference.benchmark_text import tables
+        from companion.inference.benchmarking.text import tables
 
         return tables(self)
 

@@ -17,9 +17,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from companion.inference.benchmarking.sending import sender
 from companion.inference.intervals import LEVEL, Percentile, percentile
 from companion.inference.predictor import Predictor
-from companion.inference.sending import sender
 
 __all__ = ["Arrivals", "Load", "closed_loop", "drive", "open_loop"]
 

@@ -11,7 +11,7 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 
-from companion.inference.quantization import Scheme, quantize, weights_of
+from companion.inference.quantization.schemes import Scheme, quantize, weights_of
 from companion.inference.sessions import run_all
 
 __all__ = ["Sensitivity", "divergence", "fewest_kept", "layer_of", "sensitivities"]

@@ -7,16 +7,16 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from companion.inference.generation_beams import Path, search
-from companion.inference.generation_cost import Work
-from companion.inference.generation_steps import (
+from companion.inference.generation.beams import Path, search
+from companion.inference.generation.cost import Work
+from companion.inference.generation.steps import (
     CompiledStep,
     Reader,
     WithCache,
     WithCompiledStep,
     WithoutCache,
 )
-from companion.inference.generation_strategies import Beam, Greedy, Sampling, Strategy
+from companion.inference.generation.strategies import Beam, Greedy, Sampling, Strategy
 from companion.models.transformer import Transformer
 
 __all__ = ["Generated", "generate"]

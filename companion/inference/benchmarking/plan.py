@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from companion.inference.arrivals import check_rate
+from companion.inference.benchmarking.arrivals import check_rate
 from companion.inference.intervals import LEVEL, check_level, runs_needed
 
 __all__ = ["BenchmarkPlan"]

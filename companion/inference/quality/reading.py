@@ -8,7 +8,7 @@ from dataclasses import fields
 from typing import Any
 
 from companion.inference.intervals import Estimate, check_level
-from companion.inference.quality_record import Calibration, ClassQuality, Quality
+from companion.inference.quality.record import Calibration, ClassQuality, Quality
 
 __all__ = ["quality_from"]
 

@@ -9,8 +9,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from companion.inference.generation_steps import Reader
-from companion.inference.generation_strategies import Beam
+from companion.inference.generation.steps import Reader
+from companion.inference.generation.strategies import Beam
 
 __all__ = ["Path", "search"]
 
