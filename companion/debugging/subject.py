@@ -7,6 +7,7 @@ import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any, Literal
 
 import torch
@@ -119,8 +120,12 @@ class Subject:
 
     def takes_mask(self) -> bool:
         """Whether the model can be told what is padding."""
+        return self.scores is not default_scores or self._has_mask
+
+    @cached_property
+    def _has_mask(self) -> bool:
         with seeded(0):
-            return self.scores is not default_scores or mask_name(self.make_model()) is not None
+            return mask_name(self.make_model()) is not None
 
     def model(self, *, jitter: bool = False, seed: int = 0) -> nn.Module:
         """Return a model of its own, in evaluation mode, the same for the same seed.
@@ -174,7 +179,8 @@ def _cut(texts: Sequence[Tensor], seq: int, generator: torch.Generator) -> Tenso
 def seeded(seed: int) -> Iterator[None]:
     """Seed torch's global generator, and put it back afterwards."""
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+        # `torch.manual_seed` takes a millisecond without an accelerator: it notes its callers for one.
+        (torch.manual_seed if torch.accelerator.is_available() else torch.default_generator.manual_seed)(seed)
         yield
 
 
