@@ -90,7 +90,7 @@ def parts(folders: dict[str, Path], threads: int, repeats: int, quick: bool) -> 
         found[f"placements, batches of {size}"] = lambda size=size: shown(
             inference.compare_placements(folders["int8"], texts, batch_size=size, repeats=repeats)
         )
-    requests, rows = (300, 4) if quick else (6_000, 16)
+    requests, rows = (300, 4) if quick else (3_000, 8)
     for precision, folder in folders.items():
         found[f"soak, {precision}"] = lambda folder=folder: shown(
             inference.soak(folder, requests=requests, rows=rows, threads=threads, repeats=repeats)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
@@ -73,19 +74,7 @@ def fused_model(fp32: Path, fusion: Fusion, numbers: Numbers = "fp32") -> onnx.M
             f"fusion is {fusion!r} and numbers {numbers!r}, expected one of {', '.join(FUSIONS)} and one of "
             f"{', '.join(NUMBERS)}, but not {' with '.join(_IMPOSSIBLE)}"
         )
-    graph, layers = _read(fp32)
-    if fusion != "none":
-        _happened(fuse_attention(graph, heads=_config(fp32, "num_attention_heads")), layers, "attentions")
-    if fusion == "attention and projections":
-        _happened(fuse_projections(graph), layers, "projections")
-    if fusion == "attention, first token":
-        _happened(int(keep_first_token(graph)), 1, "last layer")
-    model = graph.to_model(opset=OPSET)
-    if numbers == "fp32":
-        return model
-    if numbers == "int8":
-        return quantize(model)
-    return quantize_standard(model)
+    return _fused(_read(Path(fp32)), fusion, numbers)
 
 
 def compare_fusions(
@@ -125,14 +114,13 @@ def compare_fusions(
     FileNotFoundError, ValueError
         As `fused_model`, and when a shape is longer than the model takes.
     """
-    fp32 = Path(fp32)
-    feeds = {(rows, tokens): _feed(fp32, rows, tokens) for rows, tokens in shapes}
+    source, feeds = _read(Path(fp32)), _feeds(Path(fp32), shapes)
     cases = [(f, n) for n in numbers for f in fusions if (f, n) != _IMPOSSIBLE]
-    models = {case: fused_model(fp32, *case) for case in cases}
-    files = {case: model.SerializeToString() for case, model in models.items()}
-    operators = {case: Graph(model).operators() for case, model in models.items()}
-    del models
-    sessions = {case: open_session(file, threads=threads) for case, file in files.items()}
+    files, operators, sessions = {}, {}, {}
+    for case in cases:
+        model = _fused(source, *case)
+        files[case], operators[case] = model.SerializeToString(), Graph(model).operators()
+        sessions[case] = open_session(files[case], threads=threads)
     answers = {
         case: np.concatenate([session.run(None, feed)[0] for feed in feeds.values()])
         for case, session in sessions.items()
@@ -144,8 +132,8 @@ def compare_fusions(
     del sessions
     found = []
     for case in cases:
-        own = {shape: timing[" / ".join(case)] for shape, timing in timings.items()}
         first = next(other for other in cases if other[1] == case[1])
+        own = {shape: timing[" / ".join(case)] for shape, timing in timings.items()}
         faster = {shape: ratio(timings[shape][" / ".join(first)], own[shape]) for shape in feeds}
         difference = float(np.abs(answers[case] - answers[cases[0]]).max())
         profiles = {
@@ -153,18 +141,41 @@ def compare_fusions(
             for shape, feed in feeds.items()
         }
         found.append(FusedGraph(*case, operators[case], own, faster, difference, profiles))
-    return FusionReport(tuple(found), tuple(feeds), _read(fp32)[1])
+    return FusionReport(tuple(found), tuple(feeds), source.layers)
 
 
-def _read(fp32: Path) -> tuple[Graph, int]:
-    """Read an unfused graph; count its attentions."""
-    manifest = read_manifest(Path(fp32))
+@dataclass(frozen=True)
+class _Source:
+    """An unfused graph, the heads of its attentions, and how many there are."""
+
+    model: onnx.ModelProto
+    heads: int
+    layers: int
+
+
+def _read(fp32: Path) -> _Source:
+    manifest = read_manifest(fp32)
     if manifest.precision != "fp32":
         raise ValueError(
             f"{fp32} is in {manifest.precision}, expected fp32: companion export --precision fp32"
         )
-    graph = Graph(onnx.load(str(Path(fp32) / MODEL)))
-    return graph, graph.operators().get("Softmax", 0)
+    config = json.loads((fp32 / "config.json").read_text(encoding="utf-8"))
+    heads = int(config.get("num_attention_heads") or config["n_heads"])  # as DistilBERT calls them
+    return _Source(onnx.load(str(fp32 / MODEL)), heads, manifest.operators.get("Softmax", 0))
+
+
+def _fused(source: _Source, fusion: Fusion, numbers: Numbers) -> onnx.ModelProto:
+    graph = Graph(source.model)
+    if fusion != "none":
+        _happened(fuse_attention(graph, heads=source.heads), source.layers, "attentions")
+    if fusion == "attention and projections":
+        _happened(fuse_projections(graph), source.layers, "projections")
+    if fusion == "attention, first token":
+        _happened(int(keep_first_token(graph)), 1, "last layer")
+    model = graph.to_model(opset=OPSET)
+    if numbers == "fp32":
+        return model
+    return quantize(model) if numbers == "int8" else quantize_standard(model)
 
 
 def _happened(found: int, expected: int, what: str) -> None:
@@ -174,22 +185,16 @@ def _happened(found: int, expected: int, what: str) -> None:
         )
 
 
-def _config(folder: Path, name: str) -> int:
-    """Read a number of the model's configuration; DistilBERT calls its heads otherwise."""
-    config = json.loads((Path(folder) / "config.json").read_text(encoding="utf-8"))
-    other = {"num_attention_heads": "n_heads"}[name]
-    return int(config.get(name) or config[other])
-
-
-def _feed(folder: Path, rows: int, tokens: int) -> dict[str, NDArray[np.int64]]:
-    """Make a batch of texts that are all so long."""
-    predictor = OnnxPredictor(folder)
-    if not (rows >= 1 and 1 <= tokens <= predictor.max_length):
-        raise ValueError(
-            f"a shape is {rows} x {tokens}, expected at least 1 row of 1 to {predictor.max_length} tokens"
-        )
-    texts = mixed_texts(rows, shortest=tokens, longest=tokens)
-    encodings = predictor.encode(texts)
-    for encoding in encodings:
-        encoding.truncate(tokens)
-    return predictor.feed(encodings)
+def _feeds(folder: Path, shapes: Sequence[Shape]) -> dict[Shape, dict[str, NDArray[np.int64]]]:
+    """Make batches of texts that are all equally long."""
+    predictor, feeds = OnnxPredictor(folder), {}
+    for rows, tokens in shapes:
+        if not (rows >= 1 and 1 <= tokens <= predictor.max_length):
+            raise ValueError(
+                f"a shape is {rows} x {tokens}, expected at least 1 row of 1 to {predictor.max_length} tokens"
+            )
+        encodings = predictor.encode(mixed_texts(rows, shortest=tokens, longest=tokens))
+        for encoding in encodings:
+            encoding.truncate(tokens)
+        feeds[rows, tokens] = predictor.feed(encodings)
+    return feeds

@@ -141,7 +141,7 @@ class FusionReport:
             {"operator": label} | {f: _share(profile, operators) for f, profile in profiles.items()}
             for label, operators in (*parts, ("all", ()))
         ]
-        title = f"{numbers}, {shape[0]} x {shape[1]} tokens: milliseconds of a run (nodes)"
+        title = f"{numbers}, {shape[0]} x {shape[1]} tokens: milliseconds of a batch (nodes)"
         return table(title, rows, left={"operator"})
 
 

@@ -7,7 +7,10 @@ a product with a bias and a Gelu after it, say, may have become one.
 from __future__ import annotations
 
 import json
+import statistics
 import tempfile
+from bisect import bisect_right
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -38,9 +41,10 @@ class OperatorTime:
     nodes : int
         In the graph that runs.
     calls : int
-        Of all of them, in all runs.
+        Of all of them, in one pass over the batches.
     seconds : float
-        In all runs.
+        In one pass: for each node and batch the median of the passes, so that a node that the system
+        interrupts once does not count.
     share : float
         Of the time of all operators.
     """
@@ -61,9 +65,9 @@ class OperatorProfile:
     rows : tuple of OperatorTime
         The slowest first.
     runs : int
-        Batches that were run.
+        Batches of a pass.
     seconds : float
-        Of these runs, with what is in no operator.
+        Of one pass, with what is in no operator: for each batch the median of the passes.
     """
 
     rows: tuple[OperatorTime, ...]
@@ -71,7 +75,7 @@ class OperatorProfile:
     seconds: float
 
     def seconds_per_run(self, *operators: str) -> float:
-        """Return the time of some operators in one run; without any given, of all."""
+        """Return the time of some operators in one batch, on average; without any given, of all."""
         rows = [row for row in self.rows if not operators or row.operator in operators]
         return sum(row.seconds for row in rows) / self.runs
 
@@ -106,12 +110,12 @@ class OperatorProfile:
             {
                 "operator": row.operator,
                 "nodes": str(row.nodes),
-                "ms a run": f"{1e3 * row.seconds / self.runs:.3f}",
+                "ms a batch": f"{1e3 * row.seconds / self.runs:.3f}",
                 "share": f"{row.share:.1%}",
             }
             for row in rows
         ]
-        title = f"{self.runs} runs of {1e3 * self.seconds / self.runs:.2f} ms"
+        title = f"{1e3 * self.seconds / self.runs:.2f} ms a batch"
         return table(title, shown, left={"operator"})
 
 
@@ -183,35 +187,32 @@ def profile_feeds(
             for feed in feeds:
                 session.run(None, dict(feed))
         events = json.loads(Path(session.end_profiling()).read_text(encoding="utf-8"))
-    return _summed(events, runs=repeats * len(feeds))
+    return _summed(events, batches=len(feeds), repeats=repeats)
 
 
-def _summed(events: Sequence[Mapping[str, Any]], *, runs: int) -> OperatorProfile:
-    """Sum up the events of the last runs. Times in the profile are whole microseconds."""
-    whole = [event for event in events if event.get("name") == "model_run"]
-    whole.sort(key=lambda event: event["ts"])
-    counted = whole[-runs:]
-    begin = counted[0]["ts"]
-    nodes: dict[str, set[str]] = {}
-    calls: dict[str, int] = {}
-    micros: dict[str, float] = {}
+def _summed(events: Sequence[Mapping[str, Any]], *, batches: int, repeats: int) -> OperatorProfile:
+    """Sum up the last passes. Times in the profile are whole microseconds."""
+    whole = sorted((event for event in events if event.get("name") == "model_run"), key=lambda e: e["ts"])
+    whole = whole[-repeats * batches :]
+    starts = [event["ts"] for event in whole]
+    micros: dict[tuple[str, str, int], list[float]] = {}
     for event in events:
         name = str(event.get("name", ""))
-        if event.get("cat") != "Node" or not name.endswith("_kernel_time") or event["ts"] < begin:
-            continue
-        operator = str(event["args"]["op_name"])
+        if event.get("cat") == "Node" and name.endswith("_kernel_time") and event["ts"] >= starts[0]:
+            batch = (bisect_right(starts, event["ts"]) - 1) % batches
+            key = str(event["args"]["op_name"]), name, batch
+            micros.setdefault(key, []).append(event["dur"])
+    spent, nodes, calls = Counter[str](), dict[str, set[str]](), Counter[str]()
+    for (operator, name, _), durations in micros.items():
+        spent[operator] += statistics.median(durations)  # type: ignore[assignment]
         nodes.setdefault(operator, set()).add(name)
-        calls[operator] = calls.get(operator, 0) + 1
-        micros[operator] = micros.get(operator, 0.0) + event["dur"]
-    total = sum(micros.values())
+        calls[operator] += 1
+    total = sum(spent.values())
     rows = [
         OperatorTime(
-            operator,
-            len(nodes[operator]),
-            calls[operator],
-            1e-6 * spent,
-            spent / total if total else 0.0,
+            operator, len(nodes[operator]), calls[operator], 1e-6 * time, time / total if total else 0.0
         )
-        for operator, spent in sorted(micros.items(), key=lambda item: -item[1])
+        for operator, time in spent.most_common()
     ]
-    return OperatorProfile(tuple(rows), len(counted), 1e-6 * sum(event["dur"] for event in counted))
+    runs = [statistics.median(event["dur"] for event in whole[batch::batches]) for batch in range(batches)]
+    return OperatorProfile(tuple(rows), batches, 1e-6 * sum(runs))

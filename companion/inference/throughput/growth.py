@@ -9,11 +9,14 @@ from typing import Any
 
 import numpy as np
 
-from companion.inference.intervals import LEVEL, Estimate, check_level
+from companion.inference.intervals import Estimate, check_level
 
 __all__ = ["Growth", "MemorySample", "growth_of"]
 
 _BLOCKS = 10
+
+_LEVEL = 0.99
+"""Of several ways to manage memory one in twenty should not be called a leak by chance."""
 
 
 @dataclass(frozen=True)
@@ -58,7 +61,7 @@ class Growth:
 
 
 def growth_of(
-    samples: Sequence[MemorySample], *, tolerance: float = 1e6, warmup: float = 1 / 3, level: float = LEVEL
+    samples: Sequence[MemorySample], *, tolerance: float = 1e6, warmup: float = 1 / 3, level: float = _LEVEL
 ) -> Growth:
     """Fit a line to the memory of a process after its warm-up.
 
