@@ -1,8 +1,10 @@
 """From a model folder to a small fast one: export, quantization, predictors, text, and what they are worth.
 
 `benchmark` measures how fast folders answer, `assess` how well one answers for another; `Quality.passes` is
-the release gate between the two. `generate` writes text with the reference decoder. Importing this package
-imports neither torch nor onnxruntime. `OnnxPredictor` never needs torch.
+the release gate between the two. `batch_curve`, `compare_groupings`, `compare_placements` and `soak` measure
+throughput, `compare_fusions` and `time_by_operator` where a graph's time goes. `generate` writes text with
+the reference decoder. Importing this package imports neither torch nor onnxruntime. `OnnxPredictor` never
+needs torch.
 """
 
 from __future__ import annotations
@@ -19,6 +21,8 @@ if TYPE_CHECKING:
     from companion.inference.benchmarking.warmup import Warmup, warm_up
     from companion.inference.comparison import compare
     from companion.inference.exporting import export
+    from companion.inference.fusion_comparison import compare_fusions, fused_model
+    from companion.inference.fusion_report import FusionReport
     from companion.inference.generation.cost import Work, cache_bytes, token_flops
     from companion.inference.generation.steps import CompiledStep, compile_step
     from companion.inference.generation.strategies import Beam, Greedy, Sampling
@@ -35,6 +39,7 @@ if TYPE_CHECKING:
     from companion.inference.manifest import Check, Manifest, read_manifest, state_quality
     from companion.inference.predictor import OnnxPredictor, Predictor
     from companion.inference.processor import features
+    from companion.inference.profiling import OperatorProfile, time_by_operator
     from companion.inference.quality.assessment import assess
     from companion.inference.quality.gate import Gate
     from companion.inference.quality.record import Quality
@@ -42,50 +47,102 @@ if TYPE_CHECKING:
     from companion.inference.quantization.grids import quantize_blocks, quantize_columns, quantize_rows
     from companion.inference.quantization.schemes import Fixed, Rows, WeightsOnly, quantize, weights_of
     from companion.inference.quantization.sensitivity import Sensitivity, fewest_kept, sensitivities
+    from companion.inference.sessions import Memory
+    from companion.inference.throughput.comparing import GroupingReport, compare_groupings
+    from companion.inference.throughput.cost import BatchCost, CostFit, OnlineCost, TimedBatch, fit_cost
+    from companion.inference.throughput.curves import BatchCurve, batch_curve
+    from companion.inference.throughput.grouping import (
+        Padding,
+        by_arrival,
+        by_budget,
+        by_cost,
+        by_length,
+        in_windows,
+        padding_of,
+    )
+    from companion.inference.throughput.growth import Growth, MemorySample, growth_of
+    from companion.inference.throughput.placement import (
+        Arrangement,
+        PlacementReport,
+        arrangements,
+        compare_placements,
+    )
+    from companion.inference.throughput.soaking import SoakReport, soak
+    from companion.inference.throughput.traffic import mixed_texts
     from companion.inference.timing import Timing, ratio, side_by_side
     from companion.inference.torch_predictor import TorchPredictor
 
 __all__ = [
+    "Arrangement",
     "Arrivals",
+    "BatchCost",
+    "BatchCurve",
     "Beam",
     "Benchmark",
     "BenchmarkPlan",
     "Check",
     "CompiledStep",
+    "CostFit",
     "Estimate",
     "Fixed",
+    "FusionReport",
     "Gate",
     "Generated",
     "Greedy",
+    "GroupingReport",
+    "Growth",
     "Load",
     "Manifest",
+    "Memory",
+    "MemorySample",
+    "OnlineCost",
     "OnnxPredictor",
+    "OperatorProfile",
+    "Padding",
     "Percentile",
+    "PlacementReport",
     "Predictor",
     "Quality",
     "Rows",
     "Sampling",
     "Sensitivity",
+    "SoakReport",
+    "TimedBatch",
     "Timing",
     "TorchPredictor",
     "Warmup",
     "WeightsOnly",
     "Work",
+    "arrangements",
     "assess",
+    "batch_curve",
     "benchmark",
     "benchmark_predictors",
+    "by_arrival",
+    "by_budget",
+    "by_cost",
+    "by_length",
     "cache_bytes",
     "calibrate",
     "closed_loop",
     "compare",
+    "compare_fusions",
+    "compare_groupings",
+    "compare_placements",
     "compile_step",
     "drive",
     "export",
     "features",
     "fewest_kept",
+    "fit_cost",
+    "fused_model",
     "generate",
+    "growth_of",
+    "in_windows",
     "load_predictor",
+    "mixed_texts",
     "open_loop",
+    "padding_of",
     "paired_difference",
     "percentile",
     "proportion",
@@ -98,8 +155,10 @@ __all__ = [
     "runs_needed",
     "sensitivities",
     "side_by_side",
+    "soak",
     "standard_int8",
     "state_quality",
+    "time_by_operator",
     "token_flops",
     "warm_up",
     "weights_of",
@@ -157,6 +216,38 @@ _HOMES = {
     "Sensitivity": "quantization.sensitivity",
     "fewest_kept": "quantization.sensitivity",
     "sensitivities": "quantization.sensitivity",
+    "compare_fusions": "fusion_comparison",
+    "fused_model": "fusion_comparison",
+    "FusionReport": "fusion_report",
+    "OperatorProfile": "profiling",
+    "time_by_operator": "profiling",
+    "Memory": "sessions",
+    "BatchCost": "throughput.cost",
+    "CostFit": "throughput.cost",
+    "OnlineCost": "throughput.cost",
+    "TimedBatch": "throughput.cost",
+    "fit_cost": "throughput.cost",
+    "GroupingReport": "throughput.comparing",
+    "compare_groupings": "throughput.comparing",
+    "BatchCurve": "throughput.curves",
+    "batch_curve": "throughput.curves",
+    "Padding": "throughput.grouping",
+    "by_arrival": "throughput.grouping",
+    "by_budget": "throughput.grouping",
+    "by_cost": "throughput.grouping",
+    "by_length": "throughput.grouping",
+    "in_windows": "throughput.grouping",
+    "padding_of": "throughput.grouping",
+    "Growth": "throughput.growth",
+    "MemorySample": "throughput.growth",
+    "growth_of": "throughput.growth",
+    "Arrangement": "throughput.placement",
+    "PlacementReport": "throughput.placement",
+    "arrangements": "throughput.placement",
+    "compare_placements": "throughput.placement",
+    "SoakReport": "throughput.soaking",
+    "soak": "throughput.soaking",
+    "mixed_texts": "throughput.traffic",
     "Timing": "timing",
     "ratio": "timing",
     "side_by_side": "timing",

@@ -18,7 +18,7 @@ from companion.inference.manifest import MANIFEST, MODEL, Manifest, read_manifes
 from companion.inference.predictor import OnnxPredictor
 from companion.inference.quantization.schemes import OPSET
 
-__all__ = ["standard_int8"]
+__all__ = ["quantize_standard", "standard_int8"]
 
 
 def standard_int8(fp32: Path, out: Path) -> Manifest:
@@ -46,22 +46,7 @@ def standard_int8(fp32: Path, out: Path) -> Manifest:
     manifest = read_manifest(fp32)
     with staged_folder(out, marker=MANIFEST) as staging:
         shutil.copytree(fp32, staging, dirs_exist_ok=True)
-        with tempfile.TemporaryDirectory() as work:
-            plain = Path(work) / MODEL
-            onnx.save(Graph(onnx.load(str(fp32 / MODEL))).to_model(opset=OPSET), str(plain))
-            root = logging.getLogger()
-            level = root.level
-            root.setLevel(logging.ERROR)  # it advises a step that this graph does not need
-            try:
-                quantize_dynamic(
-                    plain,
-                    staging / MODEL,
-                    weight_type=QuantType.QInt8,
-                    per_channel=True,
-                    extra_options={"MatMulConstBOnly": True},
-                )
-            finally:
-                root.setLevel(level)
+        onnx.save(quantize_standard(onnx.load(str(fp32 / MODEL))), str(staging / MODEL))
         manifest = replace(
             manifest,
             precision="int8",
@@ -72,3 +57,36 @@ def standard_int8(fp32: Path, out: Path) -> Manifest:
         manifest = replace(manifest, check=compare(OnnxPredictor(fp32), OnnxPredictor(staging)))
         write_manifest(manifest, staging)
     return manifest
+
+
+def quantize_standard(model: onnx.ModelProto) -> onnx.ModelProto:
+    """Quantize a graph with onnxruntime's ``quantize_dynamic``.
+
+    Parameters
+    ----------
+    model : onnx.ModelProto
+        In float32. Is not changed.
+
+    Returns
+    -------
+    onnx.ModelProto
+        Signed weights, one scale per column; activations with one scale for the whole batch.
+    """
+    root = logging.getLogger()
+    level = root.level
+    root.setLevel(logging.ERROR)  # it advises a step that this graph does not need
+    try:
+        with tempfile.TemporaryDirectory() as work:
+            plain, narrow = Path(work) / "plain.onnx", Path(work) / "narrow.onnx"
+            onnx.save(Graph(model).to_model(opset=OPSET), str(plain))
+            quantize_dynamic(
+                plain,
+                narrow,
+                weight_type=QuantType.QInt8,
+                per_channel=True,
+                # Nothing tells it the types of what onnxruntime's own operators compute.
+                extra_options={"MatMulConstBOnly": True, "DefaultTensorType": onnx.TensorProto.FLOAT},
+            )
+            return onnx.load(str(narrow))
+    finally:
+        root.setLevel(level)

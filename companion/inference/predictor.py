@@ -6,7 +6,7 @@ A server imports this module: it must never import torch or transformers.
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -16,12 +16,10 @@ from tokenizers import Encoding, Tokenizer
 
 from companion.inference.manifest import MODEL, Manifest, read_manifest
 from companion.inference.processor import check_processor
-from companion.inference.sessions import open_session
+from companion.inference.sessions import Memory, open_session
+from companion.inference.throughput.grouping import by_length, padded_length
 
 __all__ = ["OnnxPredictor", "Predictor", "probabilities_of"]
-
-_MULTIPLE = 8
-"""Lengths are padded to a multiple of this: few shapes, and sums in one order whatever the batch."""
 
 
 class Predictor(Protocol):
@@ -82,6 +80,8 @@ class OnnxPredictor:
         Threads per run. Default: the settings' threads.
     processor : collection of str, optional
         The processor's instruction sets. Default: those of this one.
+    memory : Memory, optional
+        How intermediate results get their memory: see `companion.inference.soak` for what that costs.
 
     Raises
     ------
@@ -95,7 +95,12 @@ class OnnxPredictor:
     """
 
     def __init__(
-        self, folder: Path, *, threads: int | None = None, processor: Collection[str] | None = None
+        self,
+        folder: Path,
+        *,
+        threads: int | None = None,
+        processor: Collection[str] | None = None,
+        memory: Memory | None = None,
     ) -> None:
         folder = Path(folder)
         self.manifest: Manifest = read_manifest(folder)
@@ -104,7 +109,9 @@ class OnnxPredictor:
         self._tokenizer.no_padding()
         self._tokenizer.enable_truncation(self.manifest.max_length)
         self._pad = _padding(folder)
-        self._session = open_session(folder / MODEL, threads=threads)
+        memory = memory or Memory()
+        self._session = open_session(folder / MODEL, threads=threads, memory=memory)
+        self._run_options = memory.run_options()
 
     @property
     def labels(self) -> tuple[str, ...]:
@@ -145,12 +152,11 @@ class OnnxPredictor:
             When the texts are one string, the pairs are not as many as the texts, or `batch_size` is below 1.
         """
         check_texts(texts, pairs, batch_size)
-        inputs: list[Any] = list(texts) if pairs is None else list(zip(texts, pairs, strict=True))
-        encodings = self._tokenizer.encode_batch(inputs)
+        encodings = self.encode(texts, pairs)
         width = 1 if self.is_regression else len(self.labels)
         logits = np.empty((len(encodings), width), dtype=np.float32)
-        for index, feed in self._batches(encodings, batch_size):
-            logits[index] = self._session.run(None, feed)[0]
+        for places in by_length([len(encoding.ids) for encoding in encodings], batch_size=batch_size):
+            logits[places] = self.run([encodings[place] for place in places])
         return logits
 
     def probabilities(
@@ -177,25 +183,64 @@ class OnnxPredictor:
             self.logits(texts, pairs, batch_size=batch_size), is_regression=self.is_regression
         )
 
-    def _batches(
-        self, encodings: Sequence[Encoding], batch_size: int
-    ) -> Iterator[tuple[NDArray[np.int64], dict[str, NDArray[np.int64]]]]:
-        """Cut the texts, longest first, into padded batches; yield their positions and the graph's inputs."""
-        lengths = np.array([len(encoding.ids) for encoding in encodings], dtype=np.int64)
-        order = np.argsort(-lengths, kind="stable")
-        for start in range(0, len(order), batch_size):
-            index = order[start : start + batch_size]
-            longest = -(-int(lengths[index[0]]) // _MULTIPLE) * _MULTIPLE
-            shape = (len(index), min(longest, self.manifest.positions))
-            feed = {name: np.zeros(shape, dtype=np.int64) for name in self.manifest.inputs}
-            feed["input_ids"].fill(self._pad)
-            for row, position in enumerate(index):
-                encoding, length = encodings[position], lengths[position]
-                feed["input_ids"][row, :length] = encoding.ids
-                feed["attention_mask"][row, :length] = 1
-                if "token_type_ids" in feed:
-                    feed["token_type_ids"][row, :length] = encoding.type_ids
-            yield index, feed
+    def encode(self, texts: Sequence[str], pairs: Sequence[str] | None = None) -> list[Encoding]:
+        """Turn texts into tokens: the first part of `logits`, for who groups texts into batches otherwise.
+
+        Parameters
+        ----------
+        texts, pairs
+            As for `logits`.
+
+        Returns
+        -------
+        list of tokenizers.Encoding
+            ``len(encoding.ids)`` is the number of tokens, at most `max_length`.
+        """
+        inputs: list[Any] = list(texts) if pairs is None else list(zip(texts, pairs, strict=True))
+        return self._tokenizer.encode_batch(inputs)
+
+    def feed(self, encodings: Sequence[Encoding]) -> dict[str, NDArray[np.int64]]:
+        """Pad encoded texts to one batch.
+
+        Parameters
+        ----------
+        encodings : sequence of tokenizers.Encoding
+            At least one, from `encode`.
+
+        Returns
+        -------
+        dict of str to ndarray of int64, shape (texts, padded length)
+            The graph's inputs.
+        """
+        longest = padded_length(max(len(encoding.ids) for encoding in encodings))
+        shape = (len(encodings), min(longest, self.manifest.positions))
+        feed = {name: np.zeros(shape, dtype=np.int64) for name in self.manifest.inputs}
+        feed["input_ids"].fill(self._pad)
+        for row, encoding in enumerate(encodings):
+            length = len(encoding.ids)
+            feed["input_ids"][row, :length] = encoding.ids
+            feed["attention_mask"][row, :length] = 1
+            if "token_type_ids" in feed:
+                feed["token_type_ids"][row, :length] = encoding.type_ids
+        return feed
+
+    def run(self, encodings: Sequence[Encoding]) -> NDArray[np.float32]:
+        """Compute the logits of one batch, as it is: the last part of `logits`.
+
+        Several threads may call this at once.
+
+        Parameters
+        ----------
+        encodings : sequence of tokenizers.Encoding
+            At least one, from `encode`.
+
+        Returns
+        -------
+        ndarray of float32, shape (texts, num_labels)
+            In their order.
+        """
+        logits: NDArray[np.float32] = self._session.run(None, self.feed(encodings), self._run_options)[0]
+        return logits
 
 
 def check_texts(texts: Sequence[str], pairs: Sequence[str] | None, batch_size: int) -> None:

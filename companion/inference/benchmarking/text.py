@@ -7,6 +7,7 @@ from pathlib import PurePath
 from typing import TYPE_CHECKING
 
 from companion.inference.intervals import Estimate, Percentile
+from companion.inference.tables import table
 
 if TYPE_CHECKING:
     from companion.inference.benchmarking.arrivals import Arrivals
@@ -33,7 +34,11 @@ def tables(found: Benchmark) -> str:
     parts = [
         f"{_count(len(names), 'candidate')}, {_count(found.texts, 'text')}, {threads}"
         f"{_count(found.cores, 'core')}; all in turns, in one run. Intervals of {found.level:.0%}.",
-        _table("", [_candidate(name, item) for name, item in zip(names, found.candidates, strict=True)]),
+        table(
+            "",
+            [_candidate(name, item) for name, item in zip(names, found.candidates, strict=True)],
+            left=_WORDS,
+        ),
         _latency(found, names),
         _throughput(found, names),
     ]
@@ -68,7 +73,7 @@ def _latency(found: Benchmark, names: Sequence[str]) -> str:
                 | {part.name: _milliseconds(part) for part in row.percentiles}
                 | {"times faster": _faster(row.faster)}
             )
-    return _table("Latency of one text, milliseconds", rows)
+    return table("Latency of one text, milliseconds", rows, left=_WORDS)
 
 
 def _throughput(found: Benchmark, names: Sequence[str]) -> str:
@@ -86,7 +91,7 @@ def _throughput(found: Benchmark, names: Sequence[str]) -> str:
                     "times faster": _faster(row.faster),
                 }
             )
-    return _table("Throughput, texts per second", rows)
+    return table("Throughput, texts per second", rows, left=_WORDS)
 
 
 def _arrivals(name: str, found: Arrivals) -> str:
@@ -100,7 +105,7 @@ def _arrivals(name: str, found: Arrivals) -> str:
     ]
     title = f"{name} at {found.open.rate:g} requests per second, busy {found.open.busy:.0%}, milliseconds"
     lines = [
-        _table(title, rows),
+        table(title, rows, left=_WORDS),
         "Intervals of the last row are too narrow: in a queue each wait depends on the one before. "
         f"The sender itself woke up {_number(1e3 * found.open.overslept)} ms late (median).",
     ]
@@ -111,17 +116,6 @@ def _arrivals(name: str, found: Arrivals) -> str:
     if found.overloaded:
         lines.append("More is due than can be answered: the queue grows for as long as this is measured.")
     return "\n".join(lines)
-
-
-def _table(title: str, rows: Sequence[dict[str, str]]) -> str:
-    """Align columns: words to the left, numbers to the right."""
-    head = {name: name for name in rows[0]}
-    widths = {name: max(len(row[name]) for row in (head, *rows)) for name in head}
-    lines = [
-        "  ".join(f"{row[name]:{'<' if name in _WORDS else '>'}{widths[name]}}" for name in head).rstrip()
-        for row in (head, *rows)
-    ]
-    return "\n".join([title, *lines] if title else lines)
 
 
 def _milliseconds(part: Percentile) -> str:
