@@ -5,6 +5,8 @@ from __future__ import annotations
 import logging
 import shutil
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,15 +18,18 @@ from companion.inference.comparison import compare
 from companion.inference.graph import Graph
 from companion.inference.manifest import MANIFEST, MODEL, Manifest, read_manifest, write_manifest
 from companion.inference.predictor import OnnxPredictor
+from companion.inference.quantization.saturation import needed_features
 from companion.inference.quantization.schemes import OPSET
 
-__all__ = ["standard_int8"]
+__all__ = ["folder_with", "standard_int8"]
 
 
-def standard_int8(fp32: Path, out: Path) -> Manifest:
+def standard_int8(fp32: Path, out: Path, *, per_channel: bool = True) -> Manifest:
     """Quantize an FP32 ONNX folder the standard way: onnxruntime's ``quantize_dynamic``.
 
-    Signed weights, one scale per column; activations with one scale for the whole batch, found at run time.
+    Signed weights; activations with one scale for the whole batch, found at run time. Sums of two products
+    overflow where a processor adds them in 16 bits: the manifest says so, and `OnnxPredictor` refuses the
+    folder there, unless told to open it `anyway`.
 
     Parameters
     ----------
@@ -32,6 +37,8 @@ def standard_int8(fp32: Path, out: Path) -> Manifest:
         Made by `companion.inference.export` with ``precision="fp32"``.
     out : Path
         The ONNX folder to write.
+    per_channel : bool
+        Whether each column of weights has a scale of its own. The library's default is one for all.
 
     Returns
     -------
@@ -43,32 +50,70 @@ def standard_int8(fp32: Path, out: Path) -> Manifest:
     FileNotFoundError, ValueError
         When `fp32` is not a complete ONNX folder.
     """
+    read_manifest(fp32)
+    with tempfile.TemporaryDirectory() as work:
+        plain, narrow = Path(work) / MODEL, Path(work) / "narrow.onnx"
+        onnx.save(Graph(onnx.load(str(fp32 / MODEL))).to_model(opset=OPSET), str(plain))
+        with _quiet():
+            quantize_dynamic(
+                plain,
+                narrow,
+                weight_type=QuantType.QInt8,
+                per_channel=per_channel,
+                extra_options={"MatMulConstBOnly": True},
+            )
+        return folder_with(narrow, fp32, out)
+
+
+def folder_with(model: Path, fp32: Path, out: Path) -> Manifest:
+    """Put a graph that another tool made of an FP32 ONNX folder into a folder of its own.
+
+    Parameters
+    ----------
+    model : Path
+        The graph, in 8 bits.
+    fp32 : Path
+        The folder that it was made from: gives all other files.
+    out : Path
+        The ONNX folder to write.
+
+    Returns
+    -------
+    Manifest
+        With what the graph needs of the processor. Its check compares with `fp32`.
+
+    Raises
+    ------
+    FileNotFoundError, ValueError
+        When `fp32` is not a complete ONNX folder.
+    """
     manifest = read_manifest(fp32)
     with staged_folder(out, marker=MANIFEST) as staging:
         shutil.copytree(fp32, staging, dirs_exist_ok=True)
-        with tempfile.TemporaryDirectory() as work:
-            plain = Path(work) / MODEL
-            onnx.save(Graph(onnx.load(str(fp32 / MODEL))).to_model(opset=OPSET), str(plain))
-            root = logging.getLogger()
-            level = root.level
-            root.setLevel(logging.ERROR)  # it advises a step that this graph does not need
-            try:
-                quantize_dynamic(
-                    plain,
-                    staging / MODEL,
-                    weight_type=QuantType.QInt8,
-                    per_channel=True,
-                    extra_options={"MatMulConstBOnly": True},
-                )
-            finally:
-                root.setLevel(level)
+        shutil.copyfile(model, staging / MODEL)
+        graph = Graph(onnx.load(str(staging / MODEL)))
         manifest = replace(
             manifest,
             precision="int8",
-            operators=Graph(onnx.load(str(staging / MODEL))).operators(),
+            operators=graph.operators(),
+            cpu_features=needed_features(graph),
             files=manifest.files | {MODEL: digest(staging / MODEL)},
+            quality=None,  # that of `fp32`
         )
         write_manifest(manifest, staging)
-        manifest = replace(manifest, check=compare(OnnxPredictor(fp32), OnnxPredictor(staging)))
+        predictors = OnnxPredictor(fp32), OnnxPredictor(staging, anyway=True)
+        manifest = replace(manifest, check=compare(*predictors))
         write_manifest(manifest, staging)
     return manifest
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep quiet about a step that the library advises, and that these graphs do not need."""
+    root = logging.getLogger()
+    level = root.level
+    root.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        root.setLevel(level)

@@ -82,6 +82,8 @@ class OnnxPredictor:
         Threads per run. Default: the settings' threads.
     processor : collection of str, optional
         The processor's instruction sets. Default: those of this one.
+    anyway : bool
+        Whether to open a folder even where its answers are wrong: to measure how wrong.
 
     Raises
     ------
@@ -95,11 +97,17 @@ class OnnxPredictor:
     """
 
     def __init__(
-        self, folder: Path, *, threads: int | None = None, processor: Collection[str] | None = None
+        self,
+        folder: Path,
+        *,
+        threads: int | None = None,
+        processor: Collection[str] | None = None,
+        anyway: bool = False,
     ) -> None:
         folder = Path(folder)
         self.manifest: Manifest = read_manifest(folder)
-        check_processor(folder, self.manifest.cpu_features, processor)
+        if not anyway:
+            check_processor(folder, self.manifest.cpu_features, processor)
         self._tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
         self._tokenizer.no_padding()
         self._tokenizer.enable_truncation(self.manifest.max_length)
