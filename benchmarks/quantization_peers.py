@@ -1,7 +1,8 @@
-"""What other tools make of the same model. Runs in an environment of its own, which companion is not in.
+r"""What other tools make of the same model. Runs in an environment of its own, which companion is not in.
 
     python3.11 -m venv PEERS
-    PEERS/bin/pip install -r benchmarks/peers.txt
+    PEERS/bin/pip install torch==2.13.0 torchao==0.18.0 optimum==2.1.0 optimum-onnx==0.1.0 \
+        transformers==4.57.6 onnx==1.23.2 onnxruntime==1.31.1
     PEERS/bin/python benchmarks/quantization_peers.py versions
     PEERS/bin/python benchmarks/quantization_peers.py optimum FP32_ONNX_FOLDER PRESET OUT.onnx
     PEERS/bin/python benchmarks/quantization_peers.py serve MODEL_FOLDER KIND THREADS

@@ -5,14 +5,18 @@ from __future__ import annotations
 import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from typing import Any, Literal
 
 import numpy as np
+import onnx
 from numpy.typing import NDArray
 
 from companion import data, inference, models, training
 from companion.inference.exporting import feeds_of, to_onnx
+from companion.inference.quantization.calibration import Method
 from companion.inference.quantization.rounding import rounded
+from companion.inference.quantization.schemes import Fixed, WeightsOnly, quantize
 from companion.inference.sessions import run_all
 from companion.training.distillation import layers_of, make_student
 
@@ -26,12 +30,15 @@ RESAMPLES = 10_000
 class Configuration:
     """How a model is made and narrowed.
 
-    `layers`: so many of the encoder's, evenly spaced; all if None. `epochs` and `learning_rate` are those of
-    the training with rounding, which begins with the trained model.
+    `layers`: so many of the encoder's, evenly spaced; all if None. `method` chooses the ranges of
+    `int8-fixed`, `block` is the number of weights of `int4-weights` that share a scale. `epochs` and
+    `learning_rate` are those of the training with rounding, which begins with the trained model.
     """
 
     precision: Literal["int8-fixed", "int4-weights"]
     layers: int | None = None
+    method: Method = "error"
+    block: int = 32
     epochs: int = 1
     learning_rate: float = 5e-5
 
@@ -48,21 +55,27 @@ def recovery(task: data.TaskData, encoder: str, configuration: Configuration, se
     Returns which held-out examples each of the five gets right, as hexadecimal bits, and their accuracies.
     """
     plain = fine_tuned(task, encoder, configuration, seed)
-    calibration = task.train[:CALIBRATION]
     aware, longer = (replace(plain, model=copy.deepcopy(plain.model)) for _ in range(2))
     config = training.TrainingConfig(
         epochs=configuration.epochs, learning_rate=configuration.learning_rate, seed=seed + 1
     )
-    needed = calibration if configuration.precision == "int8-fixed" else ()
-    with rounded(aware, configuration.precision, calibration=needed):
+    with rounded(
+        aware,
+        configuration.precision,
+        calibration=task.train[:CALIBRATION],
+        method=configuration.method,
+        block=configuration.block,
+    ):
         training.fit(aware.model, aware.tokenizer, task.train, config=config)
     training.fit(longer.model, longer.tokenizer, task.train, config=config)
+    wide, trained, more = (to_onnx(one, precision="fp32") for one in (plain, aware, longer))
+    ask = partial(answers, task=task, classifier=plain)
     right = {
-        FP32: answers(plain, "fp32", task),
-        STATIC: answers(plain, configuration.precision, task),
-        AWARE: answers(aware, configuration.precision, task),
-        MORE: answers(longer, "fp32", task),
-        MORE_STATIC: answers(longer, configuration.precision, task),
+        FP32: ask(wide),
+        STATIC: ask(narrowed(wide, plain, configuration, task)),
+        AWARE: ask(narrowed(trained, aware, configuration, task)),
+        MORE: ask(more),
+        MORE_STATIC: ask(narrowed(more, longer, configuration, task)),
     }
     return {
         "configuration": asdict(configuration),
@@ -87,10 +100,18 @@ def fine_tuned(
     return classifier
 
 
-def answers(classifier: models.Classifier, precision: Any, task: data.TaskData) -> NDArray[np.bool_]:
-    """Tell which held-out examples an export gets right."""
-    texts = task.train[:CALIBRATION] if precision == "int8-fixed" else ()
-    model = to_onnx(classifier, precision=precision, calibration=texts)
+def narrowed(
+    model: onnx.ModelProto, classifier: models.Classifier, configuration: Configuration, task: data.TaskData
+) -> onnx.ModelProto:
+    """Quantize a graph as a configuration says."""
+    if configuration.precision == "int4-weights":
+        return quantize(model, WeightsOnly(4, configuration.block))
+    feeds = feeds_of(classifier, task.train[:CALIBRATION])
+    return quantize(model, Fixed(inference.calibrate(model, feeds, method=configuration.method)))
+
+
+def answers(model: onnx.ModelProto, classifier: models.Classifier, task: data.TaskData) -> NDArray[np.bool_]:
+    """Tell which held-out examples a graph gets right."""
     logits = run_all(model.SerializeToString(), feeds_of(classifier, task.dev))
     return np.asarray(logits.argmax(axis=1) == np.array(data.labels_of(task.dev)))
 

@@ -18,7 +18,7 @@ from companion.inference.exporting import to_onnx
 from companion.inference.graph import CONTRIB, Graph
 from companion.inference.quantization.grids import pair_sums
 from companion.inference.quantization.saturation import EXACT, needed_features
-from companion.inference.quantization.schemes import quantize
+from companion.inference.quantization.schemes import WeightsOnly, quantize
 
 SWITCH = "session.x64quantprecision"
 """onnxruntime's own: without VNNI, unsigned weights and exact sums instead of fast ones that saturate."""
@@ -180,6 +180,30 @@ def test_the_standard_grid_is_not_exact_without_vnni(exports):
         differ += not np.array_equal(cut, expected)
         np.testing.assert_array_equal(onnxruntimes(a, weight, zero), expected if adds_in_32_bits() else cut)
     assert differ > len(found) / 2
+
+
+@pytest.mark.parametrize("bits", [8, 4])
+@pytest.mark.parametrize("rows", [1, 5])
+def test_blocks_do_not_saturate_on_this_processor(bits, rows):
+    """Weights at the ends of their grid, activations of one magnitude: what pairs would cut off first."""
+    generator, inputs, outputs = np.random.default_rng(bits), 96, 16
+    for codes in (np.ones((inputs, outputs)), generator.choice([-1, 1], size=(inputs, outputs))):
+        for signs in (np.ones((rows, inputs)), generator.choice([-1, 1], size=(rows, inputs))):
+            weight, x = codes.astype(np.float32), signs.astype(np.float32)
+            node = helper.make_node("MatMul", ["x", "w"], ["y"])
+            graph = helper.make_graph(
+                [node],
+                "product",
+                [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["rows", inputs])],
+                [helper.make_tensor_value_info("y", TensorProto.FLOAT, None)],
+                [numpy_helper.from_array(weight, "w")],
+            )
+            wide = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 21)], ir_version=10)
+            narrow = quantize(wide, WeightsOnly(bits))
+            assert needed_features(Graph(narrow)) == ()
+            step = 1 / 2 ** (bits - 1)  # the far end of a grid lacks its last step
+            found = session(narrow).run(None, {"x": x})[0]
+            assert np.abs(found - x @ weight).max() <= 1.01 * step * inputs
 
 
 # --- onnxruntime's own switch
