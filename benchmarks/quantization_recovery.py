@@ -45,7 +45,11 @@ class Configuration:
 
 CONFIGURATIONS = {
     "int8-fixed": Configuration("int8-fixed"),
+    # What onnxruntime's quantize_static does unless told otherwise: all that was seen is covered.
+    "int8-fixed-minmax": Configuration("int8-fixed", method="minmax"),
     "int4-weights": Configuration("int4-weights"),
+    "int4-weights-256": Configuration("int4-weights", block=256),
+    "three-layers-int4-weights-256": Configuration("int4-weights", layers=3, block=256),
 }
 
 
