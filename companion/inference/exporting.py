@@ -27,6 +27,7 @@ from companion.inference.graph import Graph
 from companion.inference.manifest import MANIFEST, MODEL, Check, Manifest, write_manifest
 from companion.inference.predictor import OnnxPredictor
 from companion.inference.quantization.calibration import calibrate
+from companion.inference.quantization.saturation import needed_features
 from companion.inference.quantization.schemes import OPSET, Fixed, Rows, Scheme, WeightsOnly, quantize
 from companion.inference.torch_predictor import TorchPredictor
 from companion.models import Classifier
@@ -93,6 +94,7 @@ def export(
         classifier.model.config.save_pretrained(staging)
         classifier.tokenizer.save_pretrained(staging)
         files = {path.name: digest(path) for path in sorted(staging.iterdir())}
+        graph = Graph(model)
         manifest = Manifest(
             precision=precision,
             labels=classifier.labels,
@@ -102,8 +104,8 @@ def export(
             inputs=tuple(item.name for item in model.graph.input),
             source=Path(classifier.source).name,
             source_sha256=classifier.sha256,
-            operators=Graph(model).operators(),
-            cpu_features=(),
+            operators=graph.operators(),
+            cpu_features=needed_features(graph),
             check=Check(0, 0.0, 0.0, 0, 0),
             files=files,
             companion=companion.__version__,

@@ -82,6 +82,8 @@ class OnnxPredictor:
         The processor's instruction sets. Default: those of this one.
     memory : Memory, optional
         How intermediate results get their memory: see `companion.inference.soak` for what that costs.
+    anyway : bool
+        Whether to open a folder even where its answers are wrong: to measure how wrong.
 
     Raises
     ------
@@ -101,10 +103,12 @@ class OnnxPredictor:
         threads: int | None = None,
         processor: Collection[str] | None = None,
         memory: Memory | None = None,
+        anyway: bool = False,
     ) -> None:
         folder = Path(folder)
         self.manifest: Manifest = read_manifest(folder)
-        check_processor(folder, self.manifest.cpu_features, processor)
+        if not anyway:
+            check_processor(folder, self.manifest.cpu_features, processor)
         self._tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
         self._tokenizer.no_padding()
         self._tokenizer.enable_truncation(self.manifest.max_length)

@@ -110,7 +110,7 @@ def test_an_error_inside_leaves_the_model_as_it_was(classifier):
     assert list(classifier.model.state_dict()) == before
 
 
-def test_what_cannot_be_rounded_is_refused(classifier):
+def test_what_cannot_be_rounded_is_refused(classifier, toy):
     def enter(precision: str) -> None:
         with rounded(classifier, precision):  # type: ignore[arg-type]
             pass
@@ -119,3 +119,21 @@ def test_what_cannot_be_rounded_is_refused(classifier):
         enter("int8")
     with pytest.raises(ValueError, match="nothing to calibrate with"):
         enter("int8-fixed")
+    with (
+        pytest.raises(ValueError, match="method is 'max', expected"),
+        rounded(classifier, "int8-fixed", calibration=toy[:2], method="max"),
+    ):
+        pass
+
+
+def test_ranges_and_blocks_are_those_asked_for(classifier, toy):
+    """Larger blocks and ranges that hold everything: coarser grids, other answers."""
+
+    def inside(precision: str, **how: Any) -> np.ndarray:
+        with rounded(classifier, precision, calibration=toy[:16], **how):
+            return training.predict_logits(classifier.model, classifier.tokenizer, toy[:16], max_length=48)
+
+    wide, tight = ranges_of(classifier, toy[:16], method="minmax"), ranges_of(classifier, toy[:16])
+    assert all(wide[name][0] <= low <= high <= wide[name][1] for name, (low, high) in tight.items())
+    assert not np.array_equal(inside("int8-fixed", method="minmax"), inside("int8-fixed"))
+    assert not np.array_equal(inside("int4-weights", block=64), inside("int4-weights"))

@@ -54,8 +54,7 @@ def calibrate(
     ValueError
         Without a single input, or for an unknown method.
     """
-    if method not in get_args(Method):
-        raise ValueError(f"method is {method!r}, expected 'error' or 'minmax'")
+    _check(method)
     names = activations_of(model)
     session = _session_with(model, names)
     observers = {name: Observer(seed) for name in names}
@@ -90,8 +89,9 @@ class Observer:
         Raises
         ------
         ValueError
-            When nothing was seen.
+            When nothing was seen, or for an unknown method.
         """
+        _check(method)
         if not self._samples:
             raise ValueError(
                 "there is nothing to calibrate with, expected texts like those that will be served"
@@ -125,6 +125,11 @@ def clipped(values: NDArray[np.float32], low: float, high: float) -> tuple[float
         high = min((high * share for share in _SHARES), key=lambda end: error(low, end))
         low = min((low * share for share in _SHARES), key=lambda end: error(end, high))
     return float(low), float(high)
+
+
+def _check(method: str) -> None:
+    if method not in get_args(Method):
+        raise ValueError(f"method is {method!r}, expected 'error' or 'minmax'")
 
 
 def _session_with(model: onnx.ModelProto, names: Iterable[str]) -> onnxruntime.InferenceSession:

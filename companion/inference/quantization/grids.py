@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["TINY", "affine_scale", "quantize_blocks", "quantize_columns", "quantize_rows"]
+__all__ = ["TINY", "affine_scale", "pair_sums", "quantize_blocks", "quantize_columns", "quantize_rows"]
 
 TINY = float(np.finfo(np.float32).tiny)
 """The least scale: of a row or column of zeros."""
@@ -29,11 +31,30 @@ def quantize_columns(weight: NDArray[np.float32]) -> tuple[NDArray[np.int8], NDA
         ``quantized * scale`` is close to `weight`.
     """
     # Divided before they are added: a sum of two large weights could be infinite.
-    even = np.pad(weight, ((0, weight.shape[0] % 2), (0, 0))) / 127
+    scale = np.maximum(pair_sums(weight / 127), TINY).astype(np.float32)
+    return np.rint(weight / scale).astype(np.int8), scale
+
+
+def pair_sums(weight: NDArray[Any]) -> NDArray[Any]:
+    """Add neighbouring weights of one sign; return the largest magnitude in each column.
+
+    Times 255, the largest activation, it is the largest sum that ``vpmaddubsw`` can meet.
+
+    Parameters
+    ----------
+    weight : ndarray, shape (inputs, outputs)
+        Floats, or integers of at least 16 bits: what is added must fit.
+
+    Returns
+    -------
+    ndarray, shape (outputs,)
+    """
+    # Rows 0 and 1, 2 and 3, and so on: the larger of the sum of what is positive and of what is negative.
+    even = np.pad(weight, ((0, weight.shape[0] % 2), (0, 0)))
     positive, negative = np.maximum(even, 0), np.maximum(-even, 0)
     sums = np.maximum(positive[0::2] + positive[1::2], negative[0::2] + negative[1::2])
-    scale = np.maximum(sums.max(axis=0), TINY).astype(np.float32)
-    return np.rint(weight / scale).astype(np.int8), scale
+    largest: NDArray[Any] = sums.max(axis=0)
+    return largest
 
 
 def quantize_rows(table: NDArray[np.float32]) -> tuple[NDArray[np.int8], NDArray[np.float32]]:

@@ -19,7 +19,7 @@ from transformers.pytorch_utils import Conv1D
 
 from companion.data import Example
 from companion.inference.exporting import feeds_of
-from companion.inference.quantization.calibration import Observer
+from companion.inference.quantization.calibration import Method, Observer
 from companion.inference.quantization.grids import TINY, affine_scale
 from companion.models import Classifier
 
@@ -30,7 +30,12 @@ Rounded = Literal["int8-fixed", "int8-weights", "int4-weights"]
 
 @contextmanager
 def rounded(
-    classifier: Classifier, precision: Rounded, *, calibration: Sequence[Example] = ()
+    classifier: Classifier,
+    precision: Rounded,
+    *,
+    calibration: Sequence[Example] = (),
+    method: Method = "error",
+    block: int = 32,
 ) -> Iterator[None]:
     """Let a model compute with the rounding of an export, until the end of the block.
 
@@ -45,21 +50,25 @@ def rounded(
         As for `companion.inference.export`.
     calibration : sequence of Example
         For ``int8-fixed``, the same as for the export.
+    method : {"error", "minmax"}
+        For ``int8-fixed``, how ranges are chosen: see `companion.inference.calibrate`.
+    block : int
+        For the other two, weights that share a scale: see `companion.inference.WeightsOnly`.
 
     Raises
     ------
     ValueError
-        For an unknown precision, or ``int8-fixed`` without examples.
+        For an unknown precision or method, or ``int8-fixed`` without examples.
     """
     rounds: dict[str, Callable[[Tensor], Tensor]] = {
         "int8-fixed": round_columns,
-        "int8-weights": partial(round_blocks, bits=8),
-        "int4-weights": partial(round_blocks, bits=4),
+        "int8-weights": partial(round_blocks, bits=8, block=block),
+        "int4-weights": partial(round_blocks, bits=4, block=block),
     }
     if precision not in rounds:
         raise ValueError(f"precision is {precision!r}, expected one of {', '.join(rounds)}")
     model = classifier.model
-    ranges = ranges_of(classifier, calibration) if precision == "int8-fixed" else {}
+    ranges = ranges_of(classifier, calibration, method=method) if precision == "int8-fixed" else {}
     with ExitStack() as stack:
         for name, layer in _products(model).items():
             vars(layer)["forward"] = partial(_product, layer, rounds[precision], ranges.get(name))
@@ -67,13 +76,16 @@ def rounded(
         yield
 
 
-def ranges_of(classifier: Classifier, examples: Sequence[Example]) -> dict[str, tuple[float, float]]:
+def ranges_of(
+    classifier: Classifier, examples: Sequence[Example], *, method: Method = "error"
+) -> dict[str, tuple[float, float]]:
     """Find the range of what goes into each product, as `companion.inference.calibrate` does for a graph.
 
     Parameters
     ----------
     classifier : Classifier
     examples : sequence of Example
+    method : {"error", "minmax"}
 
     Returns
     -------
@@ -94,7 +106,7 @@ def ranges_of(classifier: Classifier, examples: Sequence[Example]) -> dict[str, 
             stack.callback(layer.register_forward_pre_hook(partial(see, observers[name])).remove)
         for feed in feeds_of(classifier, examples):
             model(**{name: torch.from_numpy(ids).to(device) for name, ids in feed.items()})
-    return {name: observer.range() for name, observer in observers.items()}
+    return {name: observer.range(method) for name, observer in observers.items()}
 
 
 def round_columns(weight: Tensor) -> Tensor:

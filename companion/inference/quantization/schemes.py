@@ -199,7 +199,7 @@ class _Writer:
             graph.constant("one", scalar(1)),
             scales,
             graph.constant("centre", scalar(128, np.uint8)),
-            graph.constant("zero", scalar(0, np.int8)),
+            self._zero(matrix),
         ]
         product, scaled = f"{output}_product", f"{output}_scaled" if bias else output
         nodes.append(helper.make_node("MatMulIntegerToFloat", inputs, [product], domain=CONTRIB))
@@ -222,9 +222,12 @@ class _Writer:
         if activation not in self.narrow:
             nodes = [helper.make_node("QuantizeLinear", [activation, step, offset], [quantized])]
             self.narrow[activation] = quantized, step
-        inputs = [quantized, matrix, step, scales, offset, graph.constant("zero", scalar(0, np.int8))]
-        inputs += [bias] * bool(bias)
+        inputs = [quantized, matrix, step, scales, offset, self._zero(matrix), *[bias] * bool(bias)]
         return [*nodes, helper.make_node("MatMulIntegerToFloat", inputs, [output], domain=CONTRIB)]
+
+    def _zero(self, matrix: str) -> str:
+        """Name the zero point of a matrix: with one for all, onnxruntime's ``x64quantprecision`` fails."""
+        return self.graph.constant(f"{matrix}_zero", scalar(0, np.int8))
 
     def _blocks(
         self,
