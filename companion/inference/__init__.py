@@ -1,8 +1,9 @@
 """From a model folder to a small fast one: export, quantization, predictors, text, and what they are worth.
 
 `benchmark` measures how fast folders answer, `assess` how well one answers for another; `Quality.passes` is
-the release gate between the two. `generate` writes text with the reference decoder. Importing this package
-imports neither torch nor onnxruntime. `OnnxPredictor` never needs torch.
+the release gate between the two. `optimize` tries all precisions on a folder by them, and takes the best.
+`generate` writes text with the reference decoder. Importing this package imports neither torch nor
+onnxruntime. `OnnxPredictor` never needs torch.
 """
 
 from __future__ import annotations
@@ -33,6 +34,8 @@ if TYPE_CHECKING:
     )
     from companion.inference.loading import load_predictor
     from companion.inference.manifest import Check, Manifest, read_manifest, state_quality
+    from companion.inference.optimizing.optimization import optimize
+    from companion.inference.optimizing.record import Optimization, Tried
     from companion.inference.predictor import OnnxPredictor, Predictor
     from companion.inference.processor import features
     from companion.inference.quality.assessment import assess
@@ -60,6 +63,7 @@ __all__ = [
     "Load",
     "Manifest",
     "OnnxPredictor",
+    "Optimization",
     "Percentile",
     "Predictor",
     "Quality",
@@ -68,6 +72,7 @@ __all__ = [
     "Sensitivity",
     "Timing",
     "TorchPredictor",
+    "Tried",
     "Warmup",
     "WeightsOnly",
     "Work",
@@ -86,6 +91,7 @@ __all__ = [
     "generate",
     "load_predictor",
     "open_loop",
+    "optimize",
     "paired_difference",
     "percentile",
     "proportion",
@@ -144,6 +150,9 @@ _HOMES = {
     "Manifest": "manifest",
     "read_manifest": "manifest",
     "state_quality": "manifest",
+    "optimize": "optimizing.optimization",
+    "Optimization": "optimizing.record",
+    "Tried": "optimizing.record",
     "OnnxPredictor": "predictor",
     "Predictor": "predictor",
     "features": "processor",

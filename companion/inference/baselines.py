@@ -12,9 +12,9 @@ import onnx
 from onnxruntime.quantization import QuantType, quantize_dynamic
 
 from companion.artifacts import digest, staged_folder
-from companion.inference.comparison import compare
+from companion.inference.comparison import write_checked
 from companion.inference.graph import Graph
-from companion.inference.manifest import MANIFEST, MODEL, Manifest, read_manifest, write_manifest
+from companion.inference.manifest import MANIFEST, MODEL, Manifest, read_manifest
 from companion.inference.predictor import OnnxPredictor
 from companion.inference.quantization.schemes import OPSET
 
@@ -67,8 +67,6 @@ def standard_int8(fp32: Path, out: Path) -> Manifest:
             precision="int8",
             operators=Graph(onnx.load(str(staging / MODEL))).operators(),
             files=manifest.files | {MODEL: digest(staging / MODEL)},
+            quality=None,  # of the FP32 folder
         )
-        write_manifest(manifest, staging)
-        manifest = replace(manifest, check=compare(OnnxPredictor(fp32), OnnxPredictor(staging)))
-        write_manifest(manifest, staging)
-    return manifest
+        return write_checked(manifest, staging, OnnxPredictor(fp32))

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
+import onnxruntime
 from numpy.typing import NDArray
 from tokenizers import Encoding, Tokenizer
 
@@ -103,8 +104,8 @@ class OnnxPredictor:
         self._tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
         self._tokenizer.no_padding()
         self._tokenizer.enable_truncation(self.manifest.max_length)
-        self._pad = _padding(folder)
-        self._session = open_session(folder / MODEL, threads=threads)
+        self._pad = _padding(folder, self._tokenizer)
+        self._session = self._open(folder, threads)
 
     @property
     def labels(self) -> tuple[str, ...]:
@@ -147,8 +148,7 @@ class OnnxPredictor:
         check_texts(texts, pairs, batch_size)
         inputs: list[Any] = list(texts) if pairs is None else list(zip(texts, pairs, strict=True))
         encodings = self._tokenizer.encode_batch(inputs)
-        width = 1 if self.is_regression else len(self.labels)
-        logits = np.empty((len(encodings), width), dtype=np.float32)
+        logits = np.empty((len(encodings), self._width()), dtype=np.float32)
         for index, feed in self._batches(encodings, batch_size):
             logits[index] = self._session.run(None, feed)[0]
         return logits
@@ -177,11 +177,32 @@ class OnnxPredictor:
             self.logits(texts, pairs, batch_size=batch_size), is_regression=self.is_regression
         )
 
+    def _open(self, folder: Path, threads: int | None) -> onnxruntime.InferenceSession:
+        """Open the graph; refuse one that does not score these labels."""
+        try:
+            session = open_session(folder / MODEL, threads=threads)
+        except Exception as error:  # onnxruntime raises classes of its own
+            raise ValueError(
+                f"onnxruntime cannot open {folder / MODEL}: {str(error).splitlines()[0]}. "
+                "Export the model again."
+            ) from error
+        width, (output, *_) = self._width(), session.get_outputs()
+        if isinstance(output.shape[-1], int) and output.shape[-1] != width:
+            raise ValueError(
+                f"{folder} has {width} label{'s' * (width != 1)} ({', '.join(self.labels)}), but its graph "
+                f"gives {output.shape[-1]} numbers a text. Export the model again."
+            )
+        return session
+
+    def _width(self) -> int:
+        return 1 if self.is_regression else len(self.labels)
+
     def _batches(
         self, encodings: Sequence[Encoding], batch_size: int
     ) -> Iterator[tuple[NDArray[np.int64], dict[str, NDArray[np.int64]]]]:
         """Cut the texts, longest first, into padded batches; yield their positions and the graph's inputs."""
-        lengths = np.array([len(encoding.ids) for encoding in encodings], dtype=np.int64)
+        # A text without a single token is sent as one padding token.
+        lengths = np.array([max(1, len(encoding.ids)) for encoding in encodings], dtype=np.int64)
         order = np.argsort(-lengths, kind="stable")
         for start in range(0, len(order), batch_size):
             index = order[start : start + batch_size]
@@ -191,10 +212,10 @@ class OnnxPredictor:
             feed["input_ids"].fill(self._pad)
             for row, position in enumerate(index):
                 encoding, length = encodings[position], lengths[position]
-                feed["input_ids"][row, :length] = encoding.ids
+                feed["input_ids"][row, :length] = encoding.ids or self._pad
                 feed["attention_mask"][row, :length] = 1
                 if "token_type_ids" in feed:
-                    feed["token_type_ids"][row, :length] = encoding.type_ids
+                    feed["token_type_ids"][row, :length] = encoding.type_ids or 0
             yield index, feed
 
 
@@ -219,7 +240,13 @@ def check_texts(texts: Sequence[str], pairs: Sequence[str] | None, batch_size: i
         raise ValueError(f"batch_size is {batch_size}, expected at least 1")
 
 
-def _padding(folder: Path) -> int:
-    """Return the padding token's id from the model's configuration."""
+def _padding(folder: Path, tokenizer: Tokenizer) -> int:
+    """Return the padding token's id from the configuration; refuse a tokenizer of another model."""
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    rows, tokens = config.get("vocab_size"), tokenizer.get_vocab_size()
+    if isinstance(rows, int) and tokens > rows:
+        raise ValueError(
+            f"{folder} has a tokenizer of {tokens:,} tokens, but its model knows {rows:,}: it belongs to "
+            "another model. Export the model again."
+        )
     return int(config.get("pad_token_id") or 0)

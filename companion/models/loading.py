@@ -155,6 +155,7 @@ def load(
             raise ValueError(_unreadable(source, error)) from error
     if not tokenizer.is_fast:
         raise ValueError(f"{source} has no fast tokenizer (tokenizer.json), which the ONNX folder needs")
+    _check_vocabulary(model, tokenizer, source)
     tokenizer.model_max_length = min(tokenizer.model_max_length, _positions(config))
     # A tokenizer trained by hand makes token_type_ids for every model; DistilBERT does not take them.
     takes = inspect.signature(model.forward).parameters
@@ -167,6 +168,18 @@ def load(
         sha256=_hash(name, weights),
         fresh=tuple(sorted(info["missing_keys"])),
     )
+
+
+def _check_vocabulary(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, source: str | Path) -> None:
+    """Refuse a tokenizer that knows tokens for which the model has no row."""
+    rows = int(model.get_input_embeddings().weight.shape[0])
+    token, last = max(tokenizer.get_vocab().items(), key=lambda item: item[1], default=("", -1))
+    if last >= rows:
+        raise ValueError(
+            f"{source} has a tokenizer whose token {token!r} has the number {last:,}, but its model knows "
+            f"{rows:,} tokens. Either it belongs to another model, or tokens were added to it: then call "
+            "model.resize_token_embeddings(len(tokenizer)) and train."
+        )
 
 
 def _hash(name: str | Path, weights: Path) -> str | None:

@@ -12,9 +12,9 @@ if TYPE_CHECKING:
     from companion.inference.benchmarking.arrivals import Arrivals
     from companion.inference.benchmarking.report import Benchmark, Faster, MeasuredFolder
 
-__all__ = ["tables"]
+__all__ = ["number", "table", "tables", "times"]
 
-_WORDS = {"candidate", "words", "warm-up", "counted from"}  # columns
+_WORDS = {"candidate", "words", "warm-up", "counted from", "verdict"}  # columns
 
 
 def tables(found: Benchmark) -> str:
@@ -33,7 +33,7 @@ def tables(found: Benchmark) -> str:
     parts = [
         f"{_count(len(names), 'candidate')}, {_count(found.texts, 'text')}, {threads}"
         f"{_count(found.cores, 'core')}; all in turns, in one run. Intervals of {found.level:.0%}.",
-        _table("", [_candidate(name, item) for name, item in zip(names, found.candidates, strict=True)]),
+        table("", [_candidate(name, item) for name, item in zip(names, found.candidates, strict=True)]),
         _latency(found, names),
         _throughput(found, names),
     ]
@@ -66,9 +66,9 @@ def _latency(found: Benchmark, names: Sequence[str]) -> str:
             rows.append(
                 {"words": "{} to {}".format(*row.words), "candidate": name, "runs": str(row.runs)}
                 | {part.name: _milliseconds(part) for part in row.percentiles}
-                | {"times faster": _faster(row.faster)}
+                | {"times faster": times(row.faster)}
             )
-    return _table("Latency of one text, milliseconds", rows)
+    return table("Latency of one text, milliseconds", rows)
 
 
 def _throughput(found: Benchmark, names: Sequence[str]) -> str:
@@ -83,10 +83,10 @@ def _throughput(found: Benchmark, names: Sequence[str]) -> str:
                     "rounds": str(row.rounds),
                     "median": f"{row.texts_per_second:.1f}",
                     "slowest to fastest": f"{row.spread[0]:.1f} to {row.spread[1]:.1f}",
-                    "times faster": _faster(row.faster),
+                    "times faster": times(row.faster),
                 }
             )
-    return _table("Throughput, texts per second", rows)
+    return table("Throughput, texts per second", rows)
 
 
 def _arrivals(name: str, found: Arrivals) -> str:
@@ -100,9 +100,9 @@ def _arrivals(name: str, found: Arrivals) -> str:
     ]
     title = f"{name} at {found.open.rate:g} requests per second, busy {found.open.busy:.0%}, milliseconds"
     lines = [
-        _table(title, rows),
+        table(title, rows),
         "Intervals of the last row are too narrow: in a queue each wait depends on the one before. "
-        f"The sender itself woke up {_number(1e3 * found.open.overslept)} ms late (median).",
+        f"The sender itself woke up {number(1e3 * found.open.overslept)} ms late (median).",
     ]
     if found.p99_ratio is not None:
         lines.append(
@@ -113,8 +113,20 @@ def _arrivals(name: str, found: Arrivals) -> str:
     return "\n".join(lines)
 
 
-def _table(title: str, rows: Sequence[dict[str, str]]) -> str:
-    """Align columns: words to the left, numbers to the right."""
+def table(title: str, rows: Sequence[dict[str, str]]) -> str:
+    """Align columns: words to the left, numbers to the right.
+
+    Parameters
+    ----------
+    title : str
+        A line above; may be empty.
+    rows : sequence of dict
+        All with the same columns.
+
+    Returns
+    -------
+    str
+    """
     head = {name: name for name in rows[0]}
     widths = {name: max(len(row[name]) for row in (head, *rows)) for name in head}
     lines = [
@@ -129,15 +141,16 @@ def _milliseconds(part: Percentile) -> str:
 
 
 def _scaled(found: Estimate) -> str:
-    return "{} ({} to {})".format(*(_number(1e3 * part) for part in (found.value, found.low, found.high)))
+    return "{} ({} to {})".format(*(number(1e3 * part) for part in (found.value, found.low, found.high)))
 
 
-def _number(value: float) -> str:
-    """Write at least three digits."""
+def number(value: float) -> str:
+    """Write a number from 0 on with at least three digits."""
     return f"{value:.{2 if value < 10 else 1 if value < 100 else 0}f}"
 
 
-def _faster(found: Faster | None) -> str:
+def times(found: Faster | None) -> str:
+    """Write how many times faster one is, with its interval and the middle rounds; nothing for None."""
     if found is None:
         return ""
     interval = "" if found.low is None else f" ({found.low:.2f} to {found.high:.2f})"
