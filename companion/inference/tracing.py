@@ -20,7 +20,7 @@ from companion.inference.graph import Graph
 from companion.inference.quantization.schemes import OPSET
 from companion.models import Classifier
 
-__all__ = ["positions_of", "trace"]
+__all__ = ["check_kind", "positions_of", "trace"]
 
 _INPUTS = ("input_ids", "attention_mask", "token_type_ids")
 
@@ -45,7 +45,7 @@ def trace(classifier: Classifier) -> onnx.ModelProto:
     ValueError
         When the model is of a kind that does not become one graph, with the reason.
     """
-    _check(classifier)
+    check_kind(classifier)
     model = classifier.model.cpu()
     attention = model.config._attn_implementation
     names = [name for name in _INPUTS if name in classifier.tokenizer.model_input_names]
@@ -91,8 +91,18 @@ class _Logits(torch.nn.Module):
         return logits
 
 
-def _check(classifier: Classifier) -> None:
-    """Refuse kinds of models that would trace to something wrong."""
+def check_kind(classifier: Classifier) -> None:
+    """Refuse kinds of models that would trace to something wrong.
+
+    Parameters
+    ----------
+    classifier : Classifier
+
+    Raises
+    ------
+    ValueError
+        With the reason.
+    """
     kind = type(classifier.model).__name__
     if classifier.model.config.is_encoder_decoder:
         raise ValueError(

@@ -28,6 +28,16 @@ __all__ = ["Classifier", "load", "resolve"]
 
 _EMBEDDED = "embedded"
 _EMBEDDED_ON_HUB = "sentence-transformers/all-MiniLM-L6-v2"
+_VOCABULARIES = (
+    "tokenizer.json",
+    "vocab.txt",
+    "vocab.json",
+    "tokenizer.model",
+    "spiece.model",
+    "spm.model",
+    "sentencepiece.bpe.model",
+)
+"""Files that a tokenizer is read from. Without any, transformers makes one that knows no word."""
 
 
 @dataclass(frozen=True)
@@ -138,6 +148,7 @@ def load(
         As in `resolve`, and when the files cannot be read or the source is a classifier for other labels.
     """
     source = resolve(name)
+    _check_tokenizer(source)
     with _quiet(), torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         try:
@@ -168,6 +179,15 @@ def load(
         sha256=_hash(name, weights),
         fresh=tuple(sorted(info["missing_keys"])),
     )
+
+
+def _check_tokenizer(source: str | Path) -> None:
+    """Refuse a folder without a tokenizer."""
+    if isinstance(source, Path) and not any((source / name).is_file() for name in _VOCABULARIES):
+        raise ValueError(
+            f"{source} holds no tokenizer (tokenizer.json or a vocabulary). Save it beside the model: "
+            "tokenizer.save_pretrained(folder)"
+        )
 
 
 def _check_vocabulary(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, source: str | Path) -> None:
@@ -255,6 +275,11 @@ def _checked(folder: Path) -> Path:
 def _unreadable(source: str | Path, error: BaseException) -> str:
     """Say in one line what transformers said in many."""
     first = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+    if "ignore_mismatched_sizes" in first:  # the report that it points to is not shown
+        first = (
+            "its weights are not of the sizes that config.json describes. Does id2label name every label "
+            "there (without it transformers expects two)?"
+        )
     return f"{source} cannot be loaded as a text classifier: {first}"
 
 

@@ -71,7 +71,10 @@ def config(kind: str, **options: Any) -> Any:
     import transformers
 
     labels = dict(enumerate(TOPICS))
-    shared: dict[str, Any] = {"id2label": labels, "label2id": {name: i for i, name in labels.items()}} | options
+    shared: dict[str, Any] = {
+        "id2label": labels,
+        "label2id": {name: i for i, name in labels.items()},
+    } | options
     if kind == "gpt2":
         shared = {"pad_token_id": 0} | shared
         return transformers.GPT2Config(

@@ -1,4 +1,4 @@
-"""A decoder reads the last real token: the same answer under padding on either side, or the reason why not."""
+"""A decoder reads the last real token: one answer under padding on either side, or the reason why not."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ import json
 import numpy as np
 import pytest
 import torch
+from strangers import news, write
 
 from companion.inference import OnnxPredictor, TorchPredictor
 from companion.inference.exporting import Traced, write_folder
 from companion.inference.padding import settle_padding
 from companion.models import load
-from strangers import news, write
 
 TEXTS = [text for text, _ in news(40, seed=3)] + ["a", "", "x" * 100_000, "coach " * 20_000, "<|endoftext|>"]
 
@@ -81,7 +81,9 @@ def test_a_model_that_reads_the_last_place_is_not_padded_behind(tmp_path):
     classifier.model.forward = last
     settle_padding(classifier)
     assert classifier.tokenizer.padding_side == "left"
-    with pytest.raises(ValueError, match=r"is a GPT2ForSequenceClassification, whose answers change when padding"):
+    with pytest.raises(
+        ValueError, match=r"is a GPT2ForSequenceClassification, whose answers change when padding"
+    ):
         _ = Traced(classifier).plain
 
 
@@ -98,5 +100,7 @@ def test_the_two_agree_on_the_token(tmp_path):
 
 def test_without_any_padding_token_it_says_what_to_do(tmp_path):
     source = write(tmp_path / "model", "gpt2", pad_token=None, pad_token_id=None)
-    with pytest.raises(ValueError, match=r"has no padding token.*tokenizer\.pad_token = tokenizer\.eos_token"):
+    with pytest.raises(
+        ValueError, match=r"has no padding token.*tokenizer\.pad_token = tokenizer\.eos_token"
+    ):
         TorchPredictor(source)

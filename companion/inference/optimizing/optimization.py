@@ -25,6 +25,7 @@ from companion.inference.optimizing.record import Aim, Optimization, Tried
 from companion.inference.optimizing.trying import Workshop
 from companion.inference.quality.gate import FAILS, UNDECIDED
 from companion.inference.torch_predictor import TorchPredictor
+from companion.inference.tracing import check_kind
 from companion.settings import get_settings
 
 __all__ = ["SHORT_PLAN", "optimize"]
@@ -102,11 +103,10 @@ def optimize(
     threads = threads or get_settings().threads
     source = load_predictor(Path(folder), threads=threads)
     assert isinstance(source, TorchPredictor)  # an ONNX folder was refused
-    traced = Traced(source.classifier)
-    progress("the model is traced")
-    _ = traced.plain  # before anything else is slow: it is where a model of another kind is refused
+    check_kind(source.classifier)
     evidence = gather(source, held_out, task)
     calibration, notes = _apart(calibration, evidence)
+    traced = Traced(source.classifier)
     with tempfile.TemporaryDirectory(prefix="companion-optimize-") as work:
         workshop = Workshop(
             traced, evidence, calibration, max_drop, accept_undecided, threads, Path(work), progress
