@@ -76,7 +76,7 @@ def config(kind: str, **options: Any) -> Any:
         "label2id": {name: i for i, name in labels.items()},
     } | options
     if kind == "gpt2":
-        shared = {"pad_token_id": 0} | shared
+        shared = {"pad_token_id": 0, "bos_token_id": 0, "eos_token_id": 0} | shared
         return transformers.GPT2Config(
             vocab_size=400, n_embd=32, n_layer=2, n_head=2, n_positions=64, **shared
         )
@@ -99,6 +99,7 @@ def write(folder: Path, kind: str, *, seed: int = 0, spread: float = 0.3, **opti
     """Write a folder of a family as transformers does; every parameter is random, so that answers differ."""
     import torch
     from transformers import AutoModelForSequenceClassification
+    from transformers.utils import logging
 
     words = {name: options.pop(name) for name in ("padding_side", "pad_token") if name in options}
     with torch.random.fork_rng(devices=[]):
@@ -106,6 +107,8 @@ def write(folder: Path, kind: str, *, seed: int = 0, spread: float = 0.3, **opti
         model = AutoModelForSequenceClassification.from_config(config(kind, **options))
         for parameter in model.parameters():
             parameter.data.add_(spread * torch.randn_like(parameter))
+    logging.disable_progress_bar()  # a command's test looks at what is on stderr
     model.save_pretrained(folder)
+    logging.enable_progress_bar()
     tokenizer(kind, **words).save_pretrained(folder)
     return folder
