@@ -192,7 +192,9 @@ def _check_tokenizer(source: str | Path) -> None:
 
 def _check_vocabulary(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, source: str | Path) -> None:
     """Refuse a tokenizer that knows tokens for which the model has no row."""
-    rows = int(model.get_input_embeddings().weight.shape[0])
+    table = model.get_input_embeddings().weight
+    assert isinstance(table, torch.Tensor)
+    rows = len(table)
     token, last = max(tokenizer.get_vocab().items(), key=lambda item: item[1], default=("", -1))
     if last >= rows:
         raise ValueError(
