@@ -11,7 +11,7 @@ from typing import NoReturn
 
 import typer
 
-from companion.cli import about, diagnosing, exporting, measuring, training, using
+from companion.cli import about, diagnosing, exporting, measuring, optimizing, training, using
 
 __all__ = ["app", "main"]
 
@@ -29,6 +29,7 @@ for command in (
     using.evaluate,
     exporting.export,
     measuring.benchmark,
+    optimizing.optimize,
     using.predict,
     using.serve,
     training.share,

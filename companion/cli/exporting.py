@@ -1,28 +1,22 @@
-"""The command `export`, and the data that it may need: to find scales with, and to be checked on."""
+"""The command `export`."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, cast
 
 import typer
 
+from companion.cli.held_out import HeldOut, calibration
 from companion.cli.options import Json, LabelColumn, PairColumn, TextColumn, show
-from companion.cli.source import Source
 
 if TYPE_CHECKING:
-    from companion.data import Example, Task
-    from companion.inference import Predictor
     from companion.inference.exporting import Precision
 
-__all__ = ["export"]
-
+__all__ = ["PRECISIONS", "export"]
 
 PRECISIONS = ("int8", "int8-fixed", "int8-weights", "int4-weights", "fp32")
-_CALIBRATION = 256
-"""Texts, at most: more do not move the ranges."""
 
 
 def export(
@@ -69,7 +63,7 @@ def export(
     held_out = (
         None if check_on is None else HeldOut.named(check_on, data, text_column, label_column, pair_column)
     )
-    texts = () if calibrate is None else _calibration(calibrate, data, text_column, pair_column)
+    texts = () if calibrate is None else calibration(calibrate, data, text_column, pair_column)
     from companion.artifacts import staged_folder
 
     # Entered before the heavy imports: a mistake in OUT is told at once.
@@ -102,67 +96,3 @@ def export(
         typer.echo(f"\n{quality.text()}\n{gate.detail}")
     if gate is not None and not gate:
         raise typer.Exit(1)
-
-
-@dataclass(frozen=True)
-class HeldOut:
-    """Labelled examples by name, for a comparison of an export with its source."""
-
-    source: Source
-
-    @classmethod
-    def named(
-        cls,
-        check_on: str,
-        data: Path | None,
-        text_column: str | None,
-        label_column: str | None,
-        pair_column: str | None,
-    ) -> HeldOut:
-        """Tell a task from a file; refuse options that do not go together."""
-        columns = (text_column, label_column, pair_column)
-        from companion.data import TASKS
-
-        if check_on in TASKS:
-            return cls(Source(check_on, data, *columns))
-        if data is not None:
-            raise ValueError(f"--data belongs to a task, but --check-on is {check_on!r}; known: {_known()}")
-        if not Path(check_on).is_file():
-            raise FileNotFoundError(
-                f"--check-on is {check_on!r}: no such file, and no task; known: {_known()}"
-            )
-        if not (text_column and label_column):
-            raise ValueError("--check-on FILE needs --text-column and --label-column")
-        return cls(Source(None, Path(check_on), *columns))
-
-    def open(self, folder: Path) -> tuple[Predictor, Task, list[Example]]:
-        """Open the model and read the examples: a mistake is told before the export."""
-        from companion.inference import load_predictor
-        from companion.inference.quality.assessment import check_task
-
-        predictor = load_predictor(folder)
-        labels = () if predictor.is_regression else predictor.labels
-        task, _, examples = self.source.labelled("", labels)
-        check_task(predictor, task, str(folder))
-        return predictor, task, list(examples)
-
-
-def _calibration(
-    name: str, data: Path | None, text_column: str | None, pair_column: str | None
-) -> Sequence[Example]:
-    """Read texts to find scales with: of a task, or of a file."""
-    from companion.data import TASKS, load, load_file
-
-    if name in TASKS:
-        return load(name, data_dir=data, max_examples=_CALIBRATION).train
-    if not Path(name).is_file():
-        raise FileNotFoundError(f"--calibrate is {name!r}: no such file, and no task; known: {_known()}")
-    if not text_column:
-        raise ValueError("--calibrate FILE needs --text-column")
-    return load_file(Path(name), text_column=text_column, pair_column=pair_column).examples[:_CALIBRATION]
-
-
-def _known() -> str:
-    from companion.data import TASKS
-
-    return ", ".join(TASKS)

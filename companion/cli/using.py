@@ -89,6 +89,11 @@ def predict(
     from companion.data import stream_file
     from companion.inference import load_predictor
 
+    if str(file) in ("-", "/dev/stdin"):
+        raise ValueError(
+            f"FILE is {file}, but predict reads a file, whose end says which kind it is: save what comes by "
+            "the pipe, for example as texts.jsonl"
+        )
     rows, start = 0, time.perf_counter()
     with staged_file(out) as staging, staging.open("w", encoding="utf-8") as lines:
         examples = stream_file(file, text_column=text_column, pair_column=pair_column)

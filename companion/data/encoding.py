@@ -64,12 +64,12 @@ class Encoder:
         texts = [example.text for example in examples]
         pairs = [example.pair or "" for example in examples] if paired else None
         encoding = self.tokenizer(texts, pairs, truncation=True, max_length=self.max_length)
+        # A text without a single token becomes one padding token: something has to be attended to.
+        ids = [row or [self.pad_id] for row in encoding["input_ids"]]
         types = encoding.get("token_type_ids") if paired else None
         return [
-            Encoded(index, ids, types[index - first] if types is not None else None, example.label)
-            for index, ids, example in zip(
-                range(first, first + len(examples)), encoding["input_ids"], examples, strict=True
-            )
+            Encoded(first + row, ids[row], None if types is None else types[row] or [0], example.label)
+            for row, example in enumerate(examples)
         ]
 
     def _check(self, example: Example, index: int, *, paired: bool, labelled: bool) -> None:
@@ -85,7 +85,7 @@ class Encoder:
 
     def collate(self, rows: Sequence[Encoded]) -> Batch:
         """Pad `rows` to one width."""
-        longest = max(1, *(len(row.input_ids) for row in rows))
+        longest = max(len(row.input_ids) for row in rows)
         # Never wider than texts may be: a position table may end there.
         width = min(-(-longest // self.multiple_of) * self.multiple_of, self.max_length)
         input_ids = torch.full((len(rows), width), self.pad_id, dtype=torch.int64)

@@ -1,10 +1,10 @@
 """From a model folder to a small fast one: export, quantization, predictors, text, and what they are worth.
 
 `benchmark` measures how fast folders answer, `assess` how well one answers for another; `Quality.passes` is
-the release gate between the two. `batch_curve`, `compare_groupings`, `compare_placements` and `soak` measure
-throughput, `compare_fusions` and `time_by_operator` where a graph's time goes. `generate` writes text with
-the reference decoder. Importing this package imports neither torch nor onnxruntime. `OnnxPredictor` never
-needs torch.
+the release gate between the two. `optimize` tries all precisions on a folder by them, and takes the best.
+`batch_curve`, `compare_groupings`, `compare_placements` and `soak` measure throughput, `compare_fusions` and
+`time_by_operator` where a graph's time goes. `generate` writes text with the reference decoder. Importing
+this package imports neither torch nor onnxruntime. `OnnxPredictor` never needs torch.
 """
 
 from __future__ import annotations
@@ -37,6 +37,8 @@ if TYPE_CHECKING:
     )
     from companion.inference.loading import load_predictor
     from companion.inference.manifest import Check, Manifest, read_manifest, state_quality
+    from companion.inference.optimizing.optimization import optimize
+    from companion.inference.optimizing.record import Optimization, Tried
     from companion.inference.predictor import OnnxPredictor, Predictor
     from companion.inference.processor import features
     from companion.inference.profiling import OperatorProfile, time_by_operator
@@ -98,6 +100,7 @@ __all__ = [
     "OnlineCost",
     "OnnxPredictor",
     "OperatorProfile",
+    "Optimization",
     "Padding",
     "Percentile",
     "PlacementReport",
@@ -110,6 +113,7 @@ __all__ = [
     "TimedBatch",
     "Timing",
     "TorchPredictor",
+    "Tried",
     "Warmup",
     "WeightsOnly",
     "Work",
@@ -142,6 +146,7 @@ __all__ = [
     "load_predictor",
     "mixed_texts",
     "open_loop",
+    "optimize",
     "padding_of",
     "paired_difference",
     "percentile",
@@ -203,6 +208,9 @@ _HOMES = {
     "Manifest": "manifest",
     "read_manifest": "manifest",
     "state_quality": "manifest",
+    "optimize": "optimizing.optimization",
+    "Optimization": "optimizing.record",
+    "Tried": "optimizing.record",
     "OnnxPredictor": "predictor",
     "Predictor": "predictor",
     "features": "processor",

@@ -12,9 +12,9 @@ import onnx
 from onnxruntime.quantization import QuantType, quantize_dynamic
 
 from companion.artifacts import digest, staged_folder
-from companion.inference.comparison import compare
+from companion.inference.comparison import write_checked
 from companion.inference.graph import Graph
-from companion.inference.manifest import MANIFEST, MODEL, Manifest, read_manifest, write_manifest
+from companion.inference.manifest import MANIFEST, MODEL, Manifest, read_manifest
 from companion.inference.predictor import OnnxPredictor
 from companion.inference.quantization.saturation import needed_features
 from companion.inference.quantization.schemes import OPSET
@@ -84,12 +84,9 @@ def folder_with(model: onnx.ModelProto, fp32: Path, out: Path) -> Manifest:
             operators=graph.operators(),
             cpu_features=needed_features(graph),
             files=manifest.files | {MODEL: digest(staging / MODEL)},
-            quality=None,  # that of `fp32`
+            quality=None,  # of the FP32 folder
         )
-        write_manifest(manifest, staging)
-        manifest = replace(manifest, check=compare(OnnxPredictor(fp32), OnnxPredictor(staging, anyway=True)))
-        write_manifest(manifest, staging)
-    return manifest
+        return write_checked(manifest, staging, OnnxPredictor(fp32))
 
 
 def quantize_standard(model: onnx.ModelProto, *, per_channel: bool = True) -> onnx.ModelProto:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from companion.artifacts import digest, staged_file
+from companion.inference.outline import outline
 from companion.inference.quality.reading import quality_from
 from companion.inference.quality.record import Quality
 
@@ -162,8 +163,8 @@ def read_manifest(folder: Path) -> Manifest:
     FileNotFoundError
         When the folder, the manifest or a file that it lists is missing.
     ValueError
-        When the manifest is damaged or of another version, contradicts itself or ``config.json``, or a file
-        is not the one it lists.
+        When the manifest is damaged or of another version, contradicts itself, ``config.json`` or the graph,
+        or a file is not the one it lists.
     """
     if not folder.is_dir():
         raise FileNotFoundError(
@@ -186,7 +187,8 @@ def read_manifest(folder: Path) -> Manifest:
                 f"{file} is not the file that {MANIFEST} describes: SHA-256 {found[:12]}…, "
                 f"expected {expected[:12]}…. Export the model again."
             )
-    _agree(manifest, folder)
+    _agree_on_labels(manifest, folder)
+    _agree_on_graph(manifest, folder)
     return manifest
 
 
@@ -241,11 +243,18 @@ def _plausible(manifest: Manifest) -> None:
     for name in ("max_logit_difference", "mean_logit_difference"):
         if not getattr(check, name) >= 0:
             raise ValueError(f"check.{name} is {getattr(check, name)!r}, expected a number of at least 0")
+    if not 0 < manifest.max_length <= manifest.positions:
+        raise ValueError(
+            f"max_length is {manifest.max_length}, expected at least 1 and at most the {manifest.positions} "
+            "positions of the model"
+        )
+    if not isinstance(manifest.operators, dict):
+        raise ValueError(f"operators is {manifest.operators!r}, expected counts by name")
     if not isinstance(manifest.is_regression, bool):
         raise ValueError(f"is_regression is {manifest.is_regression!r}, expected true or false")
 
 
-def _agree(manifest: Manifest, folder: Path) -> None:
+def _agree_on_labels(manifest: Manifest, folder: Path) -> None:
     """Refuse labels that are not those of ``config.json``, which the manifest lists and the hash covers."""
     if manifest.is_regression or "config.json" not in manifest.files:
         return
@@ -260,3 +269,23 @@ def _agree(manifest: Manifest, folder: Path) -> None:
             f"{folder / MANIFEST} has the labels {', '.join(manifest.labels)}, but config.json has "
             f"{', '.join(map(str, labels))}. Export the model again."
         )
+
+
+def _agree_on_graph(manifest: Manifest, folder: Path) -> None:
+    """Refuse inputs or operators that are not those of the graph."""
+    try:
+        found = outline(folder / MODEL)
+    except ValueError as error:
+        raise ValueError(f"{error}. Export the model again.") from None
+    if found.inputs != manifest.inputs:
+        raise ValueError(
+            f"{folder / MANIFEST} has the inputs {', '.join(manifest.inputs)}, but the graph takes "
+            f"{', '.join(found.inputs)}. Export the model again."
+        )
+    for name in sorted(found.operators.keys() | manifest.operators.keys()):
+        told, counted = manifest.operators.get(name, 0), found.operators.get(name, 0)
+        if told != counted:
+            raise ValueError(
+                f"{folder / MANIFEST} tells of {told} {name} in the graph, but it has {counted}. "
+                "Export the model again."
+            )

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
+import onnxruntime
 from numpy.typing import NDArray
 from tokenizers import Encoding, Tokenizer
 
@@ -112,9 +113,9 @@ class OnnxPredictor:
         self._tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
         self._tokenizer.no_padding()
         self._tokenizer.enable_truncation(self.manifest.max_length)
-        self._pad = _padding(folder)
+        self._pad = _padding(folder, self._tokenizer)
         memory = memory or Memory()
-        self._session = open_session(folder / MODEL, threads=threads, memory=memory)
+        self._session = self._open(folder, threads, memory)
         self._run_options = memory.run_options()
 
     @property
@@ -157,8 +158,7 @@ class OnnxPredictor:
         """
         check_texts(texts, pairs, batch_size)
         encodings = self.encode(texts, pairs)
-        width = 1 if self.is_regression else len(self.labels)
-        logits = np.empty((len(encodings), width), dtype=np.float32)
+        logits = np.empty((len(encodings), self._width()), dtype=np.float32)
         for places in by_length([len(encoding.ids) for encoding in encodings], batch_size=batch_size):
             logits[places] = self.run([encodings[place] for place in places])
         return logits
@@ -216,16 +216,17 @@ class OnnxPredictor:
         dict of str to ndarray of int64, shape (texts, padded length)
             The graph's inputs.
         """
-        longest = padded_length(max(len(encoding.ids) for encoding in encodings))
+        # A text without a single token is sent as one padding token.
+        lengths = [max(1, len(encoding.ids)) for encoding in encodings]
+        longest = padded_length(max(lengths))
         shape = (len(encodings), min(longest, self.manifest.positions))
         feed = {name: np.zeros(shape, dtype=np.int64) for name in self.manifest.inputs}
         feed["input_ids"].fill(self._pad)
-        for row, encoding in enumerate(encodings):
-            length = len(encoding.ids)
-            feed["input_ids"][row, :length] = encoding.ids
+        for row, (encoding, length) in enumerate(zip(encodings, lengths, strict=True)):
+            feed["input_ids"][row, :length] = encoding.ids or self._pad
             feed["attention_mask"][row, :length] = 1
             if "token_type_ids" in feed:
-                feed["token_type_ids"][row, :length] = encoding.type_ids
+                feed["token_type_ids"][row, :length] = encoding.type_ids or 0
         return feed
 
     def run(self, encodings: Sequence[Encoding]) -> NDArray[np.float32]:
@@ -245,6 +246,26 @@ class OnnxPredictor:
         """
         logits: NDArray[np.float32] = self._session.run(None, self.feed(encodings), self._run_options)[0]
         return logits
+
+    def _open(self, folder: Path, threads: int | None, memory: Memory) -> onnxruntime.InferenceSession:
+        """Open the graph; refuse one that does not score these labels."""
+        try:
+            session = open_session(folder / MODEL, threads=threads, memory=memory)
+        except Exception as error:  # onnxruntime raises classes of its own
+            raise ValueError(
+                f"onnxruntime cannot open {folder / MODEL}: {str(error).splitlines()[0]}. "
+                "Export the model again."
+            ) from error
+        width, (output, *_) = self._width(), session.get_outputs()
+        if isinstance(output.shape[-1], int) and output.shape[-1] != width:
+            raise ValueError(
+                f"{folder} has {width} label{'s' * (width != 1)} ({', '.join(self.labels)}), but its graph "
+                f"gives {output.shape[-1]} numbers a text. Export the model again."
+            )
+        return session
+
+    def _width(self) -> int:
+        return 1 if self.is_regression else len(self.labels)
 
 
 def check_texts(texts: Sequence[str], pairs: Sequence[str] | None, batch_size: int) -> None:
@@ -268,7 +289,13 @@ def check_texts(texts: Sequence[str], pairs: Sequence[str] | None, batch_size: i
         raise ValueError(f"batch_size is {batch_size}, expected at least 1")
 
 
-def _padding(folder: Path) -> int:
-    """Return the padding token's id from the model's configuration."""
+def _padding(folder: Path, tokenizer: Tokenizer) -> int:
+    """Return the padding token's id from the configuration; refuse a tokenizer of another model."""
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    rows, tokens = config.get("vocab_size"), tokenizer.get_vocab_size()
+    if isinstance(rows, int) and tokens > rows:
+        raise ValueError(
+            f"{folder} has a tokenizer of {tokens:,} tokens, but its model knows {rows:,}: it belongs to "
+            "another model. Export the model again."
+        )
     return int(config.get("pad_token_id") or 0)

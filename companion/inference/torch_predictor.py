@@ -10,6 +10,7 @@ import torch
 from numpy.typing import NDArray
 
 from companion.data import Example
+from companion.inference.padding import settle_padding
 from companion.inference.predictor import check_texts, probabilities_of
 from companion.models import Classifier, load
 from companion.training import predict_logits
@@ -24,14 +25,15 @@ class TorchPredictor:
     Parameters
     ----------
     source : Path, str or Classifier
-        A folder that `companion.training.save` or transformers wrote, or an already loaded classifier.
+        A folder that `companion.training.save` or transformers wrote, or an already loaded classifier. Its
+        padding is settled: see `companion.inference.padding`.
 
     Raises
     ------
     FileNotFoundError
         When there is no such folder.
     ValueError
-        When it holds no fine-tuned text classifier.
+        When it holds no fine-tuned text classifier, or one without a padding token.
     """
 
     def __init__(self, source: Path | str | Classifier) -> None:
@@ -41,6 +43,7 @@ class TorchPredictor:
                 f"{self.classifier.source} is not fine-tuned for classification: it lacks "
                 f"{', '.join(self.classifier.fresh)}. Train it first: companion train"
             )
+        settle_padding(self.classifier)
         torch.nn.Module.to(self.classifier.model, choose_device())
 
     @property

@@ -28,6 +28,16 @@ __all__ = ["Classifier", "load", "resolve"]
 
 _EMBEDDED = "embedded"
 _EMBEDDED_ON_HUB = "sentence-transformers/all-MiniLM-L6-v2"
+_VOCABULARIES = (
+    "tokenizer.json",
+    "vocab.txt",
+    "vocab.json",
+    "tokenizer.model",
+    "spiece.model",
+    "spm.model",
+    "sentencepiece.bpe.model",
+)
+"""Files that a tokenizer is read from. Without any, transformers makes one that knows no word."""
 
 
 @dataclass(frozen=True)
@@ -138,6 +148,7 @@ def load(
         As in `resolve`, and when the files cannot be read or the source is a classifier for other labels.
     """
     source = resolve(name)
+    _check_tokenizer(source)
     with _quiet(), torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         try:
@@ -155,6 +166,7 @@ def load(
             raise ValueError(_unreadable(source, error)) from error
     if not tokenizer.is_fast:
         raise ValueError(f"{source} has no fast tokenizer (tokenizer.json), which the ONNX folder needs")
+    _check_vocabulary(model, tokenizer, source)
     tokenizer.model_max_length = min(tokenizer.model_max_length, _positions(config))
     # A tokenizer trained by hand makes token_type_ids for every model; DistilBERT does not take them.
     takes = inspect.signature(model.forward).parameters
@@ -167,6 +179,29 @@ def load(
         sha256=_hash(name, weights),
         fresh=tuple(sorted(info["missing_keys"])),
     )
+
+
+def _check_tokenizer(source: str | Path) -> None:
+    """Refuse a folder without a tokenizer."""
+    if isinstance(source, Path) and not any((source / name).is_file() for name in _VOCABULARIES):
+        raise ValueError(
+            f"{source} holds no tokenizer (tokenizer.json or a vocabulary). Save it beside the model: "
+            "tokenizer.save_pretrained(folder)"
+        )
+
+
+def _check_vocabulary(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, source: str | Path) -> None:
+    """Refuse a tokenizer that knows tokens for which the model has no row."""
+    table = model.get_input_embeddings().weight
+    assert isinstance(table, torch.Tensor)
+    rows = len(table)
+    token, last = max(tokenizer.get_vocab().items(), key=lambda item: item[1], default=("", -1))
+    if last >= rows:
+        raise ValueError(
+            f"{source} has a tokenizer whose token {token!r} has the number {last:,}, but its model knows "
+            f"{rows:,} tokens. Either it belongs to another model, or tokens were added to it: then call "
+            "model.resize_token_embeddings(len(tokenizer)) and train."
+        )
 
 
 def _hash(name: str | Path, weights: Path) -> str | None:
@@ -242,6 +277,11 @@ def _checked(folder: Path) -> Path:
 def _unreadable(source: str | Path, error: BaseException) -> str:
     """Say in one line what transformers said in many."""
     first = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+    if "ignore_mismatched_sizes" in first:  # the report that it points to is not shown
+        first = (
+            "its weights are not of the sizes that config.json describes. Does id2label name every label "
+            "there (without it transformers expects two)?"
+        )
     return f"{source} cannot be loaded as a text classifier: {first}"
 
 

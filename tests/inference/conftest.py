@@ -1,4 +1,4 @@
-"""Small models of other families, exported once for all workers; lets the tests here import `decoders`."""
+"""Small models of other families, exported once for all workers; lets the tests here import their helpers."""
 
 from __future__ import annotations
 

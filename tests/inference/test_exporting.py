@@ -15,6 +15,7 @@ import onnx
 import pytest
 
 import companion
+import companion.inference.comparison as comparison
 import companion.inference.exporting as exporting
 from companion.artifacts import digest
 from companion.inference import Manifest, OnnxPredictor, TorchPredictor, export, read_manifest
@@ -220,7 +221,7 @@ def test_an_export_that_breaks_leaves_the_old_one(model_folder, copy, quick, mon
     def breaks(*arguments):
         raise RuntimeError("half way")
 
-    monkeypatch.setattr(exporting, "compare", breaks)
+    monkeypatch.setattr(comparison, "compare", breaks)
     with pytest.raises(RuntimeError, match="half way"):
         export(model_folder, copy)
     with pytest.raises(RuntimeError, match="half way"):
@@ -231,10 +232,11 @@ def test_an_export_that_breaks_leaves_the_old_one(model_folder, copy, quick, mon
 
 def test_a_killed_export_leaves_the_old_one(model_folder, copy):
     code = (
-        "import os, signal, onnx; from pathlib import Path; import companion.inference.exporting as e\n"
+        "import os, signal, onnx; from pathlib import Path; import companion.inference.comparison as c\n"
+        "import companion.inference.exporting as e\n"
         f"model = onnx.load({str(copy / 'model.onnx')!r})\n"
         "e.to_onnx = lambda *_, **__: model\n"
-        "e.compare = lambda *_: os.kill(os.getpid(), signal.SIGKILL)\n"
+        "c.compare = lambda *_: os.kill(os.getpid(), signal.SIGKILL)\n"
         f"e.export(Path({str(model_folder)!r}), Path({str(copy)!r}))"
     )
     before = tree(copy)

@@ -70,16 +70,20 @@ class LatencyRow:
         Seconds.
     faster : Faster or None
         Than the first candidate; None for the first.
+    timing : Timing
+        The single requests; request `i` of each candidate belongs to the same turn.
     """
 
     words: tuple[int, int]
     runs: int
     percentiles: tuple[Percentile, ...]
     faster: Faster | None
+    timing: Timing
 
     def to_dict(self) -> dict[str, Any]:
-        """Return what JSON can hold; times in seconds."""
-        return asdict(self) | {"percentiles": [found.to_dict() for found in self.percentiles]}
+        """Return what JSON can hold, without the single requests; times in seconds."""
+        percentiles = [found.to_dict() for found in self.percentiles]
+        return _without_timing(asdict(self)) | {"percentiles": percentiles}
 
 
 @dataclass(frozen=True)
@@ -96,6 +100,8 @@ class ThroughputRow:
         Slowest and fastest round.
     faster : Faster or None
         Than the first candidate; None for the first.
+    timing : Timing
+        The rounds; round `i` of each candidate belongs to the same turn.
     """
 
     batch_size: int
@@ -103,6 +109,15 @@ class ThroughputRow:
     texts_per_second: float
     spread: tuple[float, float]
     faster: Faster | None
+    timing: Timing
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return what JSON can hold, without the single rounds."""
+        return _without_timing(asdict(self))
+
+
+def _without_timing(row: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in row.items() if name != "timing"}
 
 
 @dataclass(frozen=True)
@@ -146,7 +161,7 @@ class MeasuredFolder:
             "labels": list(self.labels),
             "warmup": self.warmup.to_dict(),
             "latency": [row.to_dict() for row in self.latency],
-            "throughput": [asdict(row) for row in self.throughput],
+            "throughput": [row.to_dict() for row in self.throughput],
             "flips": self.flips,
             "not_compared": self.not_compared,
             "arrivals": None if self.arrivals is None else self.arrivals.to_dict(),

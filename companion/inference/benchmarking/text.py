@@ -13,9 +13,9 @@ if TYPE_CHECKING:
     from companion.inference.benchmarking.arrivals import Arrivals
     from companion.inference.benchmarking.report import Benchmark, Faster, MeasuredFolder
 
-__all__ = ["tables"]
+__all__ = ["number", "table", "tables", "times"]
 
-_WORDS = {"candidate", "words", "warm-up", "counted from"}  # columns
+_WORDS = {"candidate", "words", "warm-up", "counted from", "verdict"}  # columns
 
 
 def tables(found: Benchmark) -> str:
@@ -71,7 +71,7 @@ def _latency(found: Benchmark, names: Sequence[str]) -> str:
             rows.append(
                 {"words": "{} to {}".format(*row.words), "candidate": name, "runs": str(row.runs)}
                 | {part.name: _milliseconds(part) for part in row.percentiles}
-                | {"times faster": _faster(row.faster)}
+                | {"times faster": times(row.faster)}
             )
     return table("Latency of one text, milliseconds", rows, left=_WORDS)
 
@@ -88,7 +88,7 @@ def _throughput(found: Benchmark, names: Sequence[str]) -> str:
                     "rounds": str(row.rounds),
                     "median": f"{row.texts_per_second:.1f}",
                     "slowest to fastest": f"{row.spread[0]:.1f} to {row.spread[1]:.1f}",
-                    "times faster": _faster(row.faster),
+                    "times faster": times(row.faster),
                 }
             )
     return table("Throughput, texts per second", rows, left=_WORDS)
@@ -107,7 +107,7 @@ def _arrivals(name: str, found: Arrivals) -> str:
     lines = [
         table(title, rows, left=_WORDS),
         "Intervals of the last row are too narrow: in a queue each wait depends on the one before. "
-        f"The sender itself woke up {_number(1e3 * found.open.overslept)} ms late (median).",
+        f"The sender itself woke up {number(1e3 * found.open.overslept)} ms late (median).",
     ]
     if found.p99_ratio is not None:
         lines.append(
@@ -123,15 +123,16 @@ def _milliseconds(part: Percentile) -> str:
 
 
 def _scaled(found: Estimate) -> str:
-    return "{} ({} to {})".format(*(_number(1e3 * part) for part in (found.value, found.low, found.high)))
+    return "{} ({} to {})".format(*(number(1e3 * part) for part in (found.value, found.low, found.high)))
 
 
-def _number(value: float) -> str:
-    """Write at least three digits."""
+def number(value: float) -> str:
+    """Write a number from 0 on with at least three digits."""
     return f"{value:.{2 if value < 10 else 1 if value < 100 else 0}f}"
 
 
-def _faster(found: Faster | None) -> str:
+def times(found: Faster | None) -> str:
+    """Write how many times faster one is, with its interval and the middle rounds; nothing for None."""
     if found is None:
         return ""
     interval = "" if found.low is None else f" ({found.low:.2f} to {found.high:.2f})"

@@ -236,6 +236,7 @@ def _latency_rows(
             runs=len(own.seconds),
             percentiles=tuple(percentile(own.seconds, p, level=plan.level) for p in plan.percents),
             faster=None if name == first else faster_than(reference, own, level=plan.level),
+            timing=own,
         )
         for span, (reference, own) in zip(spans, timings, strict=True)
     )
@@ -249,7 +250,7 @@ def _throughput_rows(
         own = timings[name]
         rate, spread = own.rate(texts)
         faster = None if name == first else faster_than(timings[first], own, level=level)
-        rows.append(ThroughputRow(size, len(own.seconds), rate, spread, faster))
+        rows.append(ThroughputRow(size, len(own.seconds), rate, spread, faster, own))
     return tuple(rows)
 
 

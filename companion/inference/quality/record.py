@@ -11,7 +11,7 @@ from typing import Any, Literal
 from companion.inference.intervals import Estimate
 from companion.inference.quality.gate import Gate, judge_drop
 
-__all__ = ["FEW", "Calibration", "ClassQuality", "Quality"]
+__all__ = ["FEW", "Calibration", "ClassQuality", "Quality", "percents", "points"]
 
 FEW = 30
 """Examples below which a class is said to have too few to speak of."""
@@ -113,13 +113,15 @@ class Quality:
     classes: tuple[ClassQuality, ...]
     calibration: Calibration | None
 
-    def passes(self, max_drop: float = 0.5) -> Gate:
+    def passes(self, max_drop: float = 0.5, *, called: str | None = None) -> Gate:
         """Judge the drop: it passes only when the bad end of its interval is within the budget.
 
         Parameters
         ----------
         max_drop : float
             Points (hundredths of the metric) that the candidate may be worse.
+        called : str, optional
+            What to call that which drops. Default: the metric.
 
         Returns
         -------
@@ -137,7 +139,7 @@ class Quality:
             pairs = (self.only_reference_right, self.only_candidate_right)
         return judge_drop(
             self.drop,
-            metric=self.metric,
+            metric=called or self.metric,
             examples=self.examples,
             max_drop=max_drop,
             level=self.level,
@@ -153,10 +155,10 @@ class Quality:
         lines = [
             f"{self.task}, {self.examples} examples, intervals of {self.level:.0%}",
             f"{self.metric:12} {self.reference:.4f} reference, {self.candidate:.4f} candidate",
-            f"{'drop':12} {_points(self.drop)} points ({self.method})",
+            f"{'drop':12} {points(self.drop)} points ({self.method})",
         ]
         if self.flips is not None:
-            lines.append(f"{'flips':12} {_percents(self.flips)} % of the labels")
+            lines.append(f"{'flips':12} {percents(self.flips)} % of the labels")
         if self.calibration is not None:
             found = self.calibration
             lines.append(
@@ -179,12 +181,14 @@ def _class_line(item: ClassQuality, width: int) -> str:
         return f"{start}  no examples"
     right = f"{100 * item.reference:.2f} to {100 * item.candidate:.2f}"
     note = f"  fewer than {FEW} examples" if item.too_few else ""
-    return f"{start}  {right:>15}  {_points(item.drop):>22}  {_percents(item.flips):>20}{note}"
+    return f"{start}  {right:>15}  {points(item.drop):>22}  {percents(item.flips):>20}{note}"
 
 
-def _points(found: Estimate) -> str:
+def points(found: Estimate) -> str:
+    """Write a difference of shares in points, with its interval."""
     return f"{100 * found.value:+.2f} ({100 * found.low:+.2f} to {100 * found.high:+.2f})"
 
 
-def _percents(found: Estimate) -> str:
+def percents(found: Estimate) -> str:
+    """Write a share in per cent, with its interval."""
     return f"{100 * found.value:.2f} ({100 * found.low:.2f} to {100 * found.high:.2f})"
