@@ -31,11 +31,11 @@ class Configuration:
     """How a model is made and narrowed.
 
     `layers`: so many of the encoder's, evenly spaced; all if None. `method` chooses the ranges of
-    `int8-fixed`, `block` is the number of weights of `int4-weights` that share a scale. `epochs` and
+    `int8-fixed`, `block` is the number of weights of the other two that share a scale. `epochs` and
     `learning_rate` are those of the training with rounding, which begins with the trained model.
     """
 
-    precision: Literal["int8-fixed", "int4-weights"]
+    precision: Literal["int8-fixed", "int4-weights", "int2-weights"]
     layers: int | None = None
     method: Method = "error"
     block: int = 32
@@ -50,6 +50,8 @@ CONFIGURATIONS = {
     "int4-weights": Configuration("int4-weights"),
     "int4-weights-256": Configuration("int4-weights", block=256),
     "three-layers-int4-weights-256": Configuration("int4-weights", layers=3, block=256),
+    # Four values for each weight: nobody should round to them without training for it.
+    "int2-weights": Configuration("int2-weights", epochs=2, learning_rate=1e-4),
 }
 
 
@@ -108,8 +110,9 @@ def narrowed(
     model: onnx.ModelProto, classifier: models.Classifier, configuration: Configuration, task: data.TaskData
 ) -> onnx.ModelProto:
     """Quantize a graph as a configuration says."""
-    if configuration.precision == "int4-weights":
-        return quantize(model, WeightsOnly(4, configuration.block))
+    bits = {"int4-weights": 4, "int2-weights": 2}.get(configuration.precision)
+    if bits is not None:
+        return quantize(model, WeightsOnly(bits, configuration.block))
     feeds = feeds_of(classifier, task.train[:CALIBRATION])
     return quantize(model, Fixed(inference.calibrate(model, feeds, method=configuration.method)))
 

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 __all__ = ["PRECISIONS", "export"]
 
-PRECISIONS = ("int8", "int8-fixed", "int8-weights", "int4-weights", "fp32")
+PRECISIONS = ("int8", "int8-fixed", "int8-weights", "int4-weights", "int2-weights", "fp32")
 
 
 def export(

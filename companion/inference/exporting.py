@@ -29,12 +29,13 @@ from companion.models import Classifier
 
 __all__ = ["Precision", "Traced", "export", "feeds_of", "to_onnx", "write_folder"]
 
-Precision = Literal["int8", "int8-fixed", "int8-weights", "int4-weights", "fp32"]
+Precision = Literal["int8", "int8-fixed", "int8-weights", "int4-weights", "int2-weights", "fp32"]
 
 _ON_LINE: dict[Precision, Scheme] = {
     "int8": Rows(),
     "int8-weights": WeightsOnly(bits=8),
     "int4-weights": WeightsOnly(bits=4),
+    "int2-weights": WeightsOnly(bits=2),
 }
 """The schemes that need to see no text."""
 
@@ -52,8 +53,9 @@ def export(
     ``fp32`` is the model as it is, in standard operators only. All others are made for onnxruntime on a CPU:
     one node per attention, the last layer for the first token only, and narrow products and tables (see
     `companion.inference.quantize`): ``int8`` with a scale for each token, ``int8-fixed`` with scales found
-    beforehand, ``int8-weights`` and ``int4-weights`` with narrow weights alone. All take any batch and any
-    length up to the model's.
+    beforehand, ``int8-weights``, ``int4-weights`` and ``int2-weights`` with narrow weights alone, the last
+    for models that were trained with its rounding (`companion.inference.quantization.rounding`). All take
+    any batch and any length up to the model's.
 
     Parameters
     ----------
@@ -61,7 +63,7 @@ def export(
         A model folder with a classification head.
     out : Path
         Where to. An ONNX folder that is there is replaced, in one step, once the new one is complete.
-    precision : {"int8", "int8-fixed", "int8-weights", "int4-weights", "fp32"}
+    precision : {"int8", "int8-fixed", "int8-weights", "int4-weights", "int2-weights", "fp32"}
     calibration : sequence of Example
         For ``int8-fixed``: a hundred or more, like those that will be served; labels are not looked at.
     keep : collection of str
@@ -167,7 +169,7 @@ def write_folder(
     model : onnx.ModelProto
         Made of `classifier`.
     classifier : Classifier
-    precision : {"int8", "int8-fixed", "int8-weights", "int4-weights", "fp32"}
+    precision : {"int8", "int8-fixed", "int8-weights", "int4-weights", "int2-weights", "fp32"}
         What the manifest says.
     reference : Predictor
         The source, which the folder is compared with.

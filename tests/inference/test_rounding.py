@@ -32,12 +32,12 @@ def test_columns_are_rounded_as_by_the_export(inputs):
     np.testing.assert_array_equal(round_columns(torch.tensor(weight)).numpy(), narrow * scale)
 
 
-@pytest.mark.parametrize("bits", [4, 8])
+@pytest.mark.parametrize("bits", [2, 4, 8])
 @pytest.mark.parametrize("inputs", [64, 40])
 def test_blocks_are_rounded_as_by_the_export(bits, inputs):
     weight = drawn(inputs, 5)
     narrow, scale = quantize_blocks(weight, bits=bits, block=32)
-    codes = narrow if bits == 8 else np.stack([narrow & 15, narrow >> 4], axis=-1)
+    codes = np.stack([narrow >> low & (2**bits - 1) for low in range(0, 8, bits)], axis=-1)
     wide = (codes.reshape(5, -1, 32).astype(np.float32) - 2 ** (bits - 1)) * scale[..., None]
     expected = wide.reshape(5, -1)[:, :inputs].T
     found = round_blocks(torch.tensor(weight), bits=bits).numpy()
@@ -51,7 +51,7 @@ def test_the_gradient_passes_the_rounding():
     torch.testing.assert_close(weight.grad, factor)
 
 
-NEAR = {"int8-fixed": 0.3, "int4-weights": 0.4}
+NEAR = {"int8-fixed": 0.3, "int4-weights": 0.4, "int2-weights": 0.1}
 """How much of an export's distance may be left. Of 8-bit weights, the activations' rounding is most of it."""
 
 

@@ -22,14 +22,20 @@ from companion.inference.quantization.schemes import (
 from companion.inference.quantization.sensitivity import divergence, fewest_kept, layer_of, sensitivities
 from companion.inference.sessions import run_all
 
-SCHEMES = {"int8": Rows(), "int8-weights": WeightsOnly(8), "int4-weights": WeightsOnly(4)}
+SCHEMES = {
+    "int8": Rows(),
+    "int8-weights": WeightsOnly(8),
+    "int4-weights": WeightsOnly(4),
+    "int2-weights": WeightsOnly(2),
+}
 OPERATOR = {
     "int8": "MatMulIntegerToFloat",
     "int8-fixed": "MatMulIntegerToFloat",
     "int8-weights": "MatMulNBits",
     "int4-weights": "MatMulNBits",
+    "int2-weights": "MatMulNBits",
 }
-FURTHEST = {"int8": 0.01, "int8-fixed": 0.05, "int8-weights": 0.01, "int4-weights": 0.5}
+FURTHEST = {"int8": 0.01, "int8-fixed": 0.05, "int8-weights": 0.01, "int4-weights": 0.5, "int2-weights": 2.0}
 """Of the logits, as a share of their spread, on the toy task."""
 
 
@@ -63,9 +69,12 @@ def test_every_precision_is_close_and_says_what_runs(precision, model_folder, to
         assert manifest.check.moved_by_batch == 0
 
 
-def test_a_folder_of_four_bits_is_smaller(model_folder, onnx_folder, tmp_path):
-    export(model_folder, tmp_path / "out", precision="int4-weights")
-    assert (tmp_path / "out" / "model.onnx").stat().st_size < (onnx_folder / "model.onnx").stat().st_size
+def test_fewer_bits_make_a_smaller_folder(model_folder, onnx_folder, tmp_path):
+    sizes = [(onnx_folder / "model.onnx").stat().st_size]
+    for precision in ("int4-weights", "int2-weights"):
+        export(model_folder, tmp_path / precision, precision=precision)
+        sizes.append((tmp_path / precision / "model.onnx").stat().st_size)
+    assert sizes == sorted(set(sizes), reverse=True)
 
 
 def test_weights_are_called_by_their_layers(graph):
@@ -190,8 +199,8 @@ def test_blocks_are_at_least_as_close_as_the_library():
     assert error(ours, our_scales) <= 1.001 * theirs
 
 
-def test_only_4_and_8_bits():
-    with pytest.raises(ValueError, match="bits is 3, expected 4 or 8"):
+def test_only_what_the_kernel_knows():
+    with pytest.raises(ValueError, match="bits is 3, expected 2, 4 or 8"):
         quantize_blocks(np.ones((4, 4), dtype=np.float32), bits=3, block=2)
 
 

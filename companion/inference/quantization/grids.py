@@ -84,14 +84,14 @@ def quantize_blocks(
     Parameters
     ----------
     weight : ndarray of float32, shape (inputs, outputs)
-    bits : {4, 8}
+    bits : {2, 4, 8}
     block : int
         Rows that share a scale; a power of two. The last block may be shorter.
 
     Returns
     -------
     quantized : ndarray of uint8, shape (outputs, blocks, block * bits / 8)
-        Around ``2 ** (bits - 1)``; two to a byte in 4 bits, the first in the low half: the layout of
+        Around ``2 ** (bits - 1)``; as many to a byte as fit, the first in the lowest bits: the layout of
         onnxruntime's ``MatMulNBits``.
     scale : ndarray of float32, shape (outputs, blocks)
 
@@ -100,8 +100,8 @@ def quantize_blocks(
     ValueError
         For other bits.
     """
-    if bits not in (4, 8):
-        raise ValueError(f"bits is {bits}, expected 4 or 8")
+    if bits not in (2, 4, 8):
+        raise ValueError(f"bits is {bits}, expected 2, 4 or 8")
     half = 2 ** (bits - 1)
     inputs, outputs = weight.shape
     blocks = -(-inputs // block)
@@ -110,9 +110,8 @@ def quantize_blocks(
     scale = -largest / np.float32(half)
     scale = np.where(np.abs(scale) < TINY, np.float32(TINY), scale).astype(np.float32)
     quantized = np.clip(np.rint(padded / scale) + half, 0, 2 * half - 1).astype(np.uint8)
-    if bits == 4:
-        quantized = quantized[..., 0::2] | (quantized[..., 1::2] << 4)
-    return quantized, scale[..., 0]
+    apart = quantized.reshape(outputs, blocks, -1, 8 // bits) << np.arange(0, 8, bits, dtype=np.uint8)
+    return np.bitwise_or.reduce(apart, axis=-1), scale[..., 0]
 
 
 def affine_scale(low: float, high: float) -> tuple[np.float32, np.uint8]:

@@ -25,7 +25,7 @@ from companion.models import Classifier
 
 __all__ = ["Rounded", "ranges_of", "round_blocks", "round_columns", "rounded"]
 
-Rounded = Literal["int8-fixed", "int8-weights", "int4-weights"]
+Rounded = Literal["int8-fixed", "int8-weights", "int4-weights", "int2-weights"]
 
 
 @contextmanager
@@ -46,14 +46,14 @@ def rounded(
     ----------
     classifier : Classifier
         Changed in place, and put back at the end but for what was learned.
-    precision : {"int8-fixed", "int8-weights", "int4-weights"}
+    precision : {"int8-fixed", "int8-weights", "int4-weights", "int2-weights"}
         As for `companion.inference.export`.
     calibration : sequence of Example
         For ``int8-fixed``, the same as for the export.
     method : {"error", "minmax"}
         For ``int8-fixed``, how ranges are chosen: see `companion.inference.calibrate`.
     block : int
-        For the other two, weights that share a scale: see `companion.inference.WeightsOnly`.
+        For the others, weights that share a scale: see `companion.inference.WeightsOnly`.
 
     Raises
     ------
@@ -64,6 +64,7 @@ def rounded(
         "int8-fixed": round_columns,
         "int8-weights": partial(round_blocks, bits=8, block=block),
         "int4-weights": partial(round_blocks, bits=4, block=block),
+        "int2-weights": partial(round_blocks, bits=2, block=block),
     }
     if precision not in rounds:
         raise ValueError(f"precision is {precision!r}, expected one of {', '.join(rounds)}")
@@ -136,7 +137,7 @@ def round_blocks(weight: Tensor, *, bits: int, block: int = 32) -> Tensor:
     Parameters
     ----------
     weight : Tensor, shape (inputs, outputs)
-    bits : {4, 8}
+    bits : {2, 4, 8}
     block : int
 
     Returns

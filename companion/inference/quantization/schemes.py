@@ -68,7 +68,7 @@ class WeightsOnly:
 
     Attributes
     ----------
-    bits : {8, 4}
+    bits : {8, 4, 2}
     block : int
         Weights of a column that share a scale.
     """
