@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import socket
 import subprocess
 import sys
@@ -170,6 +171,37 @@ def test_an_output_that_cannot_be_written(refused, csv, model_folder, onnx_folde
     assert "has no manifest.json" in refused("export", model_folder, tmp_path)
     missing = tmp_path / "missing" / "out.jsonl"
     assert str(missing) in refused("predict", onnx_folder, csv, "--text-column", "text", "--out", missing)
+
+
+def test_an_output_that_is_an_input(refused, csv, model_folder, onnx_folder, tmp_path):
+    """By its name, by a link, as a part of the model that is read, or as the folder that it lies in."""
+    words = "would take the place of"
+    (tmp_path / "link.jsonl").symlink_to(csv)
+    (tmp_path / "hard.jsonl").hardlink_to(csv)
+    model = tmp_path / "model"
+    shutil.copytree(model_folder, model)
+    (model / "reviews.csv").write_text(CSV)
+    for file in (csv, tmp_path / "link.jsonl", tmp_path / "hard.jsonl", tmp_path / "model" / ".." / csv.name):
+        assert words in refused("predict", onnx_folder, csv, "--text-column", "text", "--out", file)
+    weights = model / "model.safetensors"
+    assert words in refused("predict", model, csv, "--text-column", "text", "--out", weights)
+    for data in (("--task", "sst2", "--data", model / "glue"), ("--data", model / "reviews.csv", *COLUMNS)):
+        (model / "glue").mkdir(exist_ok=True)
+        assert words in refused("train", "--out", model, *data)
+    start = ("train", "--data", csv, *COLUMNS)
+    assert words in refused(*start, "--out", model, "--model", model)
+    for option in ("--checkpoints", "--monitor"):
+        assert words in refused(*start, "--out", tmp_path / "new", option, tmp_path / "new" / "inner")
+    (model / "manifest.json").write_text("{}")  # so that it could be taken for an earlier result
+    assert words in refused("export", model, model)
+    (tmp_path / "manifest.json").write_text("{}")
+    assert words in refused("export", model, tmp_path)
+    check = ("--check-on", model / "reviews.csv", *COLUMNS)
+    assert words in refused("export", model_folder, model, *check)
+    calibrate = ("--precision", "int8-fixed", "--calibrate", model / "reviews.csv", "--text-column", "text")
+    assert words in refused("export", model_folder, model, *calibrate)
+    for out in (model, tmp_path, model / "below"):
+        assert "lie in each other" in refused("share", model, out)
 
 
 @pytest.mark.parametrize(

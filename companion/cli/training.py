@@ -92,7 +92,11 @@ def train(
     from companion.training.config import TrainingConfig
 
     settings = get_settings()
-    check_folder(out, marker="config.json")
+    read = (data, model and Path(model))
+    kept = [path for path in (checkpoints, monitor) if path] + [
+        path for path in read if path and path.exists()
+    ]
+    check_folder(out, marker="config.json", inputs=kept)
     config = TrainingConfig(
         epochs=epochs,
         batch_size=batch_size,

@@ -41,10 +41,10 @@ def standard_int8(fp32: Path, out: Path) -> Manifest:
     Raises
     ------
     FileNotFoundError, ValueError
-        When `fp32` is not a complete ONNX folder.
+        When `fp32` is not a complete ONNX folder, or `out` is or holds it.
     """
     manifest = read_manifest(fp32)
-    with staged_folder(out, marker=MANIFEST) as staging:
+    with staged_folder(out, marker=MANIFEST, inputs=[fp32]) as staging:
         shutil.copytree(fp32, staging, dirs_exist_ok=True)
         with tempfile.TemporaryDirectory() as work:
             plain = Path(work) / MODEL

@@ -81,13 +81,13 @@ def export(
     FileNotFoundError
         When there is no such source.
     ValueError
-        When the source is not a fine-tuned text classifier, `out` holds something else, or ``int8-fixed`` has
-        nothing to calibrate with.
+        When the source is not a fine-tuned text classifier, `out` is or holds it or something else, or
+        ``int8-fixed`` has nothing to calibrate with.
     """
     _check_arguments(precision, calibration, keep)
     reference = TorchPredictor(source)
     classifier = reference.classifier
-    with staged_folder(out, marker=MANIFEST) as staging:
+    with staged_folder(out, marker=MANIFEST, inputs=[source]) as staging:
         model = to_onnx(classifier, precision=precision, calibration=calibration, keep=keep)
         onnx.save(model, str(staging / MODEL))
         classifier.model.config.save_pretrained(staging)
