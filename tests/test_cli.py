@@ -57,7 +57,8 @@ def test_mistakes_in_the_arguments(refused, csv, tmp_path):
     assert "--out" in refused("train")
     assert "--nothing" in refused("info", "--nothing")
     assert "no data: give --task" in refused("train", "--out", out)
-    assert "no data: give --task" in refused("train", "--out", out, "--data", csv, "--text-column", "text")
+    said = refused("train", "--out", out, "--data", csv, "--text-column", "text")
+    assert "reviews.csv needs its columns: give --text-column C and --label-column C" in said
     assert "brings its own columns" in refused("train", "--out", out, "--task", "sentiment", *COLUMNS)
     for option, value in (
         ("--epochs", 0),

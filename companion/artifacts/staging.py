@@ -142,7 +142,7 @@ def staged_file(file: Path, *, inputs: Iterable[Path | str] = ()) -> Iterator[Pa
 
 
 def spare(output: Path, inputs: Iterable[Path | str]) -> None:
-    """Refuse an output that would take the place of what is read: of the same file or folder, or of one in it.
+    """Refuse an output that is an input, or a folder that holds one.
 
     Parameters
     ----------
