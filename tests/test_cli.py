@@ -251,6 +251,44 @@ def test_a_training_that_breaks_leaves_nothing(run, csv, encoder_folder, tmp_pat
     assert [path.name for path in tmp_path.iterdir()] == ["reviews.csv"]
 
 
+def test_a_training_tells_its_classes_and_whether_it_learned_any(run, toy, encoder_folder, tmp_path):
+    """A slip of the pen in one label makes a class; a rate of 1 makes a model that knows nothing."""
+    rows = [f'"{example.text}",{("bad", "good")[example.label]}\n' for example in toy[:200]]
+    (tmp_path / "reviews.csv").write_text("text,label\n" + "".join(rows) + "what,dunno\n")
+    command = ("train", "--out", tmp_path / "out", "--data", tmp_path / "reviews.csv", *COLUMNS)
+    command = (*command, "--model", encoder_folder, "--batch-size", 16, "--max-length", 48, "--json")
+    code, out, err = run(*command, "--learning-rate", 1, "--epochs", 1)
+    assert code == 0, err
+    assert out.count("\n") == 1
+    first, few, learned = err.splitlines()
+    assert first.split() == ["classes", "bad", "100,", "dunno", "1,", "good", "100"]
+    assert "warning: classes with fewer than 5 rows: dunno 1. A label that is written wrongly" in few
+    assert "is no better than 0." in learned
+    assert "Look at --learning-rate" in learned
+
+
+@pytest.mark.parametrize(
+    ("metric", "labels", "value", "warned"),
+    [
+        ("accuracy", (0, 0, 0, 1), 0.75, "no better than 0.75, which always answering 'no' gives"),
+        ("accuracy", (0, 0, 0, 1), 0.76, ""),
+        ("accuracy", (0, 0, 0, 0), 1.0, ""),
+        ("matthews", (0, 0, 0, 1), 0.0, "no better than 0, "),
+        ("f1", (0, 0, 1, 1), 0.6, "always answering 'yes' gives"),
+        ("accuracy", (0, 1), float("nan"), "accuracy nan on held-out rows (2) is no better"),
+    ],
+)
+def test_a_model_is_compared_with_a_constant_answer(capsys, metric, labels, value, warned):
+    from companion.cli.telling import tell_if_nothing_is_learned
+    from companion.data import Example, Task
+
+    task = Task("toy", metric, ("no", "yes"), False, "")
+    tell_if_nothing_is_learned(task, [Example("a", label) for label in labels], value)
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert (warned in err) if warned else not err
+
+
 def test_an_error_of_ours_is_not_hidden(monkeypatch):
     """A fault of the program shows its traceback: one line would hide where it is."""
     import companion.artifacts
