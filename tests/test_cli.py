@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import socket
 import subprocess
 import sys
@@ -56,7 +57,8 @@ def test_mistakes_in_the_arguments(refused, csv, tmp_path):
     assert "--out" in refused("train")
     assert "--nothing" in refused("info", "--nothing")
     assert "no data: give --task" in refused("train", "--out", out)
-    assert "no data: give --task" in refused("train", "--out", out, "--data", csv, "--text-column", "text")
+    said = refused("train", "--out", out, "--data", csv, "--text-column", "text")
+    assert "reviews.csv needs its columns: give --text-column C and --label-column C" in said
     assert "brings its own columns" in refused("train", "--out", out, "--task", "sentiment", *COLUMNS)
     for option, value in (
         ("--epochs", 0),
@@ -172,6 +174,37 @@ def test_an_output_that_cannot_be_written(refused, csv, model_folder, onnx_folde
     assert str(missing) in refused("predict", onnx_folder, csv, "--text-column", "text", "--out", missing)
 
 
+def test_an_output_that_is_an_input(refused, csv, model_folder, onnx_folder, tmp_path):
+    """By its name, by a link, as a part of the model that is read, or as the folder that it lies in."""
+    words = "would take the place of"
+    (tmp_path / "link.jsonl").symlink_to(csv)
+    (tmp_path / "hard.jsonl").hardlink_to(csv)
+    model = tmp_path / "model"
+    shutil.copytree(model_folder, model)
+    (model / "reviews.csv").write_text(CSV)
+    for file in (csv, tmp_path / "link.jsonl", tmp_path / "hard.jsonl", tmp_path / "model" / ".." / csv.name):
+        assert words in refused("predict", onnx_folder, csv, "--text-column", "text", "--out", file)
+    weights = model / "model.safetensors"
+    assert words in refused("predict", model, csv, "--text-column", "text", "--out", weights)
+    for data in (("--task", "sst2", "--data", model / "glue"), ("--data", model / "reviews.csv", *COLUMNS)):
+        (model / "glue").mkdir(exist_ok=True)
+        assert words in refused("train", "--out", model, *data)
+    start = ("train", "--data", csv, *COLUMNS)
+    assert words in refused(*start, "--out", model, "--model", model)
+    for option in ("--checkpoints", "--monitor"):
+        assert words in refused(*start, "--out", tmp_path / "new", option, tmp_path / "new" / "inner")
+    (model / "manifest.json").write_text("{}")  # so that it could be taken for an earlier result
+    assert words in refused("export", model, model)
+    (tmp_path / "manifest.json").write_text("{}")
+    assert words in refused("export", model, tmp_path)
+    check = ("--check-on", model / "reviews.csv", *COLUMNS)
+    assert words in refused("export", model_folder, model, *check)
+    calibrate = ("--precision", "int8-fixed", "--calibrate", model / "reviews.csv", "--text-column", "text")
+    assert words in refused("export", model_folder, model, *calibrate)
+    for out in (model, tmp_path, model / "below"):
+        assert "lie in each other" in refused("share", model, out)
+
+
 @pytest.mark.parametrize(
     ("rows", "words"),
     [
@@ -216,6 +249,44 @@ def test_a_training_that_breaks_leaves_nothing(run, csv, encoder_folder, tmp_pat
     assert (code, out) == (2, "")
     assert "free some space" in err
     assert [path.name for path in tmp_path.iterdir()] == ["reviews.csv"]
+
+
+def test_a_training_tells_its_classes_and_whether_it_learned_any(run, toy, encoder_folder, tmp_path):
+    """A slip of the pen in one label makes a class; a rate of 1 makes a model that knows nothing."""
+    rows = [f'"{example.text}",{("bad", "good")[example.label]}\n' for example in toy[:200]]
+    (tmp_path / "reviews.csv").write_text("text,label\n" + "".join(rows) + "what,dunno\n")
+    command = ("train", "--out", tmp_path / "out", "--data", tmp_path / "reviews.csv", *COLUMNS)
+    command = (*command, "--model", encoder_folder, "--batch-size", 16, "--max-length", 48, "--json")
+    code, out, err = run(*command, "--learning-rate", 1, "--epochs", 1)
+    assert code == 0, err
+    assert out.count("\n") == 1
+    first, few, learned = err.splitlines()
+    assert first.split() == ["classes", "bad", "100,", "dunno", "1,", "good", "100"]
+    assert "warning: classes with fewer than 5 rows: dunno 1. A label that is written wrongly" in few
+    assert "is no better than 0." in learned
+    assert "Look at --learning-rate" in learned
+
+
+@pytest.mark.parametrize(
+    ("metric", "labels", "value", "warned"),
+    [
+        ("accuracy", (0, 0, 0, 1), 0.75, "no better than 0.75, which always answering 'no' gives"),
+        ("accuracy", (0, 0, 0, 1), 0.76, ""),
+        ("accuracy", (0, 0, 0, 0), 1.0, ""),
+        ("matthews", (0, 0, 0, 1), 0.0, "no better than 0, "),
+        ("f1", (0, 0, 1, 1), 0.6, "always answering 'yes' gives"),
+        ("accuracy", (0, 1), float("nan"), "accuracy nan on held-out rows (2) is no better"),
+    ],
+)
+def test_a_model_is_compared_with_a_constant_answer(capsys, metric, labels, value, warned):
+    from companion.cli.telling import tell_if_nothing_is_learned
+    from companion.data import Example, Task
+
+    task = Task("toy", metric, ("no", "yes"), False, "")
+    tell_if_nothing_is_learned(task, [Example("a", label) for label in labels], value)
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert (warned in err) if warned else not err
 
 
 def test_an_error_of_ours_is_not_hidden(monkeypatch):

@@ -53,7 +53,38 @@ def step(model, optimizer, batch):
 
 def guess(a, b, c):
     pass
+
+
+def fails():
+    raise RuntimeError("out of\\nluck")
+
+
+def leaves():
+    raise SystemExit(0)
+
+
+def yields():
+    yield loader()[0]
+    raise RuntimeError("torn")
+
+
+class Bent(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.words = nn.Embedding(40, 6)
+
+    def forward(self, input_ids):
+        return self.words(input_ids).reshape(len(input_ids), 7, 7)
+
+
+class Tableless(nn.Module):
+    def forward(self, x):
+        return x.float()
 """
+FAILS = (
+    "RuntimeError in fails (users_code.py:"
+    + f"{CODE[: CODE.index('raise Run')].count(chr(10)) + 1}): out of luck"
+)
 
 
 @pytest.fixture
@@ -63,8 +94,8 @@ def run(monkeypatch, capsys, tmp_path) -> Iterator[Callable[..., tuple[int, str,
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("COMPANION_THREADS", "1")
 
-    def call(*arguments: object) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["companion", "diagnose", *map(str, arguments)])
+    def call(*arguments: object, command: str = "diagnose") -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["companion", command, *map(str, arguments)])
         with pytest.raises(SystemExit) as ended:
             companion.cli.main()
         out, err = capsys.readouterr()
@@ -117,6 +148,41 @@ def test_a_folder_with_the_data_of_a_file(run, model_folder, tmp_path):
     assert not [item for item in ran.values() if item["summary"].startswith("it raised")]
 
 
+def test_classes_that_are_given_let_the_rest_be_looked_at(run):
+    code, out, err = run("--model", "users_code:Bent", "--task", "classification", "--classes", 2, "--fast")
+    assert code == 1, err
+    assert "7, 7]' is invalid for input" in " ".join(out.split())
+
+
+def test_data_without_a_task_are_for_a_classifier(run, model_folder, tmp_path):
+    rows = "".join(f"a {noun},{label}\n" for noun in "abcdefghijkl" for label in ("positive", "negative"))
+    (tmp_path / "reviews.csv").write_text("text,label\n" + rows)
+    data = ("--data", "reviews.csv", "--text-column", "text", "--label-column", "label")
+    code, out, err = run("--model", model_folder, *data, "--only", "label range", "--json")
+    assert code == 0, (out, err)
+
+
+@pytest.mark.parametrize("command", ["diagnose", "evaluate"])
+def test_a_model_for_other_labels(run, monkeypatch, model_folder, tmp_path, command):
+    """Both commands compare a folder's labels with those of the data, by one function."""
+    import shutil
+
+    other = tmp_path / "other"
+    shutil.copytree(model_folder, other)
+    config = json.loads((other / "config.json").read_text())
+    config |= {"id2label": {"0": "bad", "1": "good"}, "label2id": {"bad": 0, "good": 1}}
+    (other / "config.json").write_text(json.dumps(config))
+    given = ("--model", other) if command == "diagnose" else (other,)
+    code, out, err = run(*given, "--task", "sentiment", command=command)
+    assert (code, out) == (2, "")
+    assert "other predicts bad, good; sentiment has negative, positive" in err
+    (tmp_path / "reviews.csv").write_text("text,label\n" + "fine,good\npoor,dire\n" * 20)
+    columns = ("--text-column", "text", "--label-column", "label")
+    code, out, err = run(*given, "--data", "reviews.csv", *columns, command=command)
+    assert (code, out) == (2, "")
+    assert "reviews.csv, row 3: unknown label 'dire'" in err
+
+
 def test_the_records_of_a_run(run, tmp_path):
     lines = [
         {"step": step, "loss": "nan" if step > 20 else 2.0, "learning_rate": 1e-3, "grad_norm": 1.0}
@@ -151,7 +217,21 @@ def test_the_records_of_a_run(run, tmp_path):
         ((*RIGHT, "--train-step", "step"), "'step' names no function"),
         ((*RIGHT, "--batches", "users_code:make"), "expected a loader of batches"),
         ((*RIGHT, "--records", "nowhere.jsonl"), "nowhere.jsonl does not exist"),
-        ((*RIGHT, "--data", "nowhere.csv"), "no data: give --task"),
+        ((*RIGHT, "--data", "nowhere.csv"), "--data nowhere.csv needs its columns"),
+        (("--model", "users_code:fails", "--task", "classification"), FAILS),
+        (
+            ("--model", "users_code:leaves", "--task", "classification"),
+            "SystemExit in leaves (users_code.py:",
+        ),
+        ((*RIGHT, "--batches", "users_code:fails"), FAILS),
+        ((*RIGHT, "--batches", "users_code:yields"), "RuntimeError in yields (users_code.py:"),
+        ((*RIGHT, "--batches", "users_code:step"), "users_code:step needs model, optimizer, batch, expected"),
+        (
+            ("--model", "users_code:Bent", "--task", "classification"),
+            "seen in Bent: its forward raised RuntimeError in forward (users_code.py:",
+        ),
+        (("--model", "users_code:Bent", "--task", "classification"), "or give classes (--classes)"),
+        (("--model", "users_code:Tableless", "--task", "classification"), "Give vocab_size (--vocab-size)"),
         (
             (*RIGHT, "--data", "nowhere.csv", "--text-column", "text", "--label-column", "label"),
             "nowhere.csv: no such file",

@@ -77,6 +77,7 @@ def setup(app: Sphinx) -> dict[str, Any]:
     app.connect("autodoc-process-docstring", reference.drop_type_docstring, priority=100)
     app.connect("autodoc-process-docstring", reference.split_shared_entries, priority=100)
     app.connect("autodoc-process-docstring", reference.number_references, priority=100)
+    app.connect("autodoc-process-signature", reference.hide_command_signature)
     app.connect("missing-reference", reference.resolve_foreign)
     app.connect("html-page-context", drop_thebe, priority=900)
     app.add_html_math_renderer("mathml", (mathml.visit_inline, None), (mathml.visit_block, None))

@@ -141,6 +141,31 @@ def drop_type_docstring(app: Any, what: str, name: str, value: Any, options: Any
         lines.clear()
 
 
+def hide_command_signature(
+    app: Any, what: str, name: str, value: Any, options: Any, signature: str | None, answer: str | None
+) -> tuple[str, str] | None:
+    """Leave out the signature of a command: its options stand among the commands, by their names there.
+
+    Typer's descriptions of them would be written as objects with an address, another one at each build.
+    """
+    application = _application(".".join(name.split(".")[:2]))
+    return ("", "") if what == "function" and value in _functions(application) else None
+
+
+def _application(module: str) -> Any:
+    """Return the Typer application that a module holds, or None."""
+    found = getattr(importlib.import_module(module), "app", None)
+    return found if type(found).__name__ == "Typer" else None
+
+
+def _functions(application: Any) -> Iterator[Any]:
+    """Yield the functions behind the commands of a Typer application."""
+    if application is not None:
+        yield from (command.callback for command in application.registered_commands)
+        for group in application.registered_groups:
+            yield from _functions(group.typer_instance)
+
+
 def resolve_foreign(app: Any, env: Any, node: Any, contnode: Any) -> Any:
     """Leave a type in a signature unlinked when it is not one of the package's public names.
 
@@ -171,9 +196,10 @@ def _page(modules: list[str]) -> str:
         title = module.__name__
         parts.append(f"{title}\n{('-' if index else '=') * len(title)}\n")
         parts.append(f".. automodule:: {title}\n")
+        if index == 0 and (commands := _commands(title)):
+            parts.append(f"{commands}\nIn Python\n---------\n")
         parts.extend(_entry(public) for public in names)
-    commands = _commands(modules[0])
-    return "\n".join([*parts, commands] if commands else parts)
+    return "\n".join(parts)
 
 
 def _entry(public: PublicName) -> str:
@@ -193,8 +219,8 @@ def _entry(public: PublicName) -> str:
 
 def _commands(module: str) -> str:
     """Return the commands with their help, for the module that holds the Typer application."""
-    application = getattr(importlib.import_module(module), "app", None)
-    if type(application).__name__ != "Typer":
+    application = _application(module)
+    if application is None:
         return ""
     from typer.main import get_command
 

@@ -6,7 +6,7 @@ import errno
 import os
 import shutil
 import uuid
-from collections.abc import Container, Iterator
+from collections.abc import Container, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -18,6 +18,7 @@ __all__ = [
     "put_in_place",
     "readable",
     "remove",
+    "spare",
     "staged_file",
     "staged_folder",
 ]
@@ -27,7 +28,7 @@ RIGHTS = frozenset({errno.EACCES, errno.EPERM, errno.EROFS, errno.EEXIST, errno.
 
 
 @contextmanager
-def staged_folder(folder: Path, *, marker: str) -> Iterator[Path]:
+def staged_folder(folder: Path, *, marker: str, inputs: Iterable[Path | str] = ()) -> Iterator[Path]:
     """Write a folder of the reader's choice, complete or not at all.
 
     Gives an empty folder beside it to write into, which takes its place when the block ends. When the block
@@ -39,6 +40,8 @@ def staged_folder(folder: Path, *, marker: str) -> Iterator[Path]:
         Where to; parents are made. A folder that holds `marker` is replaced; so is an empty one.
     marker : str
         The name of a file that shows that an existing folder is of the kind that is written here.
+    inputs : iterable of Path or str
+        What must not be replaced, see `spare`.
 
     Yields
     ------
@@ -48,7 +51,7 @@ def staged_folder(folder: Path, *, marker: str) -> Iterator[Path]:
     Raises
     ------
     ValueError
-        When `folder` is a file, or holds other things than what is written here.
+        When `folder` is a file, holds other things than what is written here, or is or holds an input.
     OSError
         When it cannot be written, or the disk is full.
     """
@@ -59,6 +62,7 @@ def staged_folder(folder: Path, *, marker: str) -> Iterator[Path]:
         raise ValueError(
             f"{folder} is not empty and has no {marker}: expected a new or empty folder, or an earlier result"
         )
+    spare(folder, inputs)
     name = f".{folder.name}.{uuid.uuid4().hex[:8]}"
     staging, replaced = folder.with_name(f"{name}.building"), folder.with_name(f"{name}.replaced")
     missing = [parent for parent in folder.parents if not parent.exists()]
@@ -79,13 +83,14 @@ class _Checked(Exception):
     """Ends `staged_folder` before anything takes its place."""
 
 
-def check_folder(folder: Path, *, marker: str) -> None:
+def check_folder(folder: Path, *, marker: str, inputs: Iterable[Path | str] = ()) -> None:
     """Raise now what `staged_folder` would raise after the work is done; leave everything as it is.
 
     Parameters
     ----------
     folder : Path
     marker : str
+    inputs : iterable of Path or str
         As for `staged_folder`.
 
     Raises
@@ -93,18 +98,20 @@ def check_folder(folder: Path, *, marker: str) -> None:
     ValueError, OSError
         As `staged_folder`.
     """
-    with suppress(_Checked), staged_folder(folder, marker=marker):
+    with suppress(_Checked), staged_folder(folder, marker=marker, inputs=inputs):
         raise _Checked
 
 
 @contextmanager
-def staged_file(file: Path) -> Iterator[Path]:
+def staged_file(file: Path, *, inputs: Iterable[Path | str] = ()) -> Iterator[Path]:
     """Write a file of the reader's choice, complete or not at all.
 
     Parameters
     ----------
     file : Path
         Where to; its folder must exist. A file that is there is replaced when the block ends.
+    inputs : iterable of Path or str
+        What must not be replaced, see `spare`.
 
     Yields
     ------
@@ -114,13 +121,14 @@ def staged_file(file: Path) -> Iterator[Path]:
     Raises
     ------
     ValueError
-        When `file` is a folder.
+        When `file` is a folder or an input.
     OSError
         When it cannot be written, or the disk is full.
     """
     file = file.expanduser().resolve()
     if file.is_dir():
         raise ValueError(f"{file} is a folder: expected a file to write; give a file name")
+    spare(file, inputs)
     staging = file.with_name(f".{file.name}.{uuid.uuid4().hex[:8]}.building")
     with readable(f"{file} cannot be written", "give another place", RIGHTS | FULL | {errno.ENOENT}):
         staging.touch()
@@ -131,6 +139,31 @@ def staged_file(file: Path) -> Iterator[Path]:
             staging.replace(file)
     finally:
         staging.unlink(missing_ok=True)
+
+
+def spare(output: Path, inputs: Iterable[Path | str]) -> None:
+    """Refuse an output that is an input, or a folder that holds one.
+
+    Parameters
+    ----------
+    output : Path
+    inputs : iterable of Path or str
+        By whatever name: links are followed. Those that do not exist are compared by name.
+
+    Raises
+    ------
+    ValueError
+        When one of them would be lost.
+    """
+    place = output.expanduser().resolve()
+    for given in inputs:
+        path = Path(given).expanduser().resolve()
+        same = place.exists() and path.exists() and place.samefile(path)
+        if same or place == path or place in path.parents:
+            raise ValueError(
+                f"{output} would take the place of {given}, which this command needs: "
+                "expected another output; give another name"
+            )
 
 
 @contextmanager

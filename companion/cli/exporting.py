@@ -67,7 +67,8 @@ def export(
     from companion.artifacts import staged_folder
 
     # Entered before the heavy imports: a mistake in OUT is told at once.
-    with staged_folder(out, marker="manifest.json") as staging:
+    inputs = [folder, *(Path(name) for name in (check_on, calibrate, data) if name and Path(name).exists())]
+    with staged_folder(out, marker="manifest.json", inputs=inputs) as staging:
         from companion import inference
 
         opened = None if held_out is None else held_out.open(folder)

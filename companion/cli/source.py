@@ -30,19 +30,28 @@ class Source:
             raise ValueError(
                 "--task brings its own columns: leave out --text-column, --label-column, --pair-column"
             )
-        if self.task is None and not (self.data and self.text_column and self.label_column):
+        if self.task is not None:
+            return
+        if self.data is None:
             raise ValueError(
                 "no data: give --task NAME (and --data DIR for a GLUE folder), "
                 "or --data FILE --text-column C --label-column C"
             )
+        if not (self.text_column and self.label_column):
+            raise ValueError(
+                f"--data {self.data} needs its columns: give --text-column C and --label-column C; "
+                "for a GLUE folder give --task NAME"
+            )
 
-    def training_data(self, seed: int, max_examples: int | None) -> TaskData:
-        """Load the examples to train on and to score with."""
+    def training_data(
+        self, seed: int, max_examples: int | None, labels: tuple[str, ...] | None = None
+    ) -> TaskData:
+        """Load examples to train on and to score with; a file has the labels given, or those found."""
         from companion.data import load, split_file
 
         if self.task is not None:
             return load(self.task, data_dir=self.data, seed=seed, max_examples=max_examples)
-        return split_file(*self._columns(), seed=seed, max_examples=max_examples)
+        return split_file(*self._columns(), seed=seed, max_examples=max_examples, labels=labels)
 
     def labelled(self, split: str, labels: tuple[str, ...]) -> tuple[Task, str, Sequence[Example]]:
         """Load one split of a task, or a whole file whose labels are those of a model."""

@@ -92,7 +92,11 @@ def train(
     from companion.training.config import TrainingConfig
 
     settings = get_settings()
-    check_folder(out, marker="config.json")
+    read = (data, model and Path(model))
+    kept = [path for path in (checkpoints, monitor) if path] + [
+        path for path in read if path and path.exists()
+    ]
+    check_folder(out, marker="config.json", inputs=kept)
     config = TrainingConfig(
         epochs=epochs,
         batch_size=batch_size,
@@ -117,6 +121,7 @@ def train(
     import torch
 
     from companion import models, training
+    from companion.cli.telling import Classes, tell_if_nothing_is_learned
     from companion.training.checkpoints import best_checkpoint, load_weights
     from companion.training.sharing import report as report_of
 
@@ -127,7 +132,8 @@ def train(
         regression=examples.task.is_regression,
         seed=config.seed,
     )
-    callbacks: list[training.Callback] = []
+    labelled = not examples.task.is_regression
+    callbacks: list[training.Callback] = [Classes(examples)] if labelled else []
     if patience:
         callbacks.append(training.EarlyStopping(examples.task.metric, patience=patience))
     if monitor:
@@ -158,6 +164,8 @@ def train(
         weights_step=evaluation.step,
     )
     training.save(classifier.model, classifier.tokenizer, out, max_length=max_length, report=record)
+    if labelled:
+        tell_if_nothing_is_learned(examples.task, examples.dev, evaluation.metrics[examples.task.metric])
     report: dict[str, Any] = {
         "folder": str(out),
         "task": examples.task.name,

@@ -95,7 +95,9 @@ def predict(
             "the pipe, for example as texts.jsonl"
         )
     rows, start = 0, time.perf_counter()
-    with staged_file(out) as staging, staging.open("w", encoding="utf-8") as lines:
+    # The folder's files are read as well; answers that were kept there may be written again.
+    inputs = [file, *(path for path in folder.glob("*") if path.suffix != ".jsonl")]
+    with staged_file(out, inputs=inputs) as staging, staging.open("w", encoding="utf-8") as lines:
         examples = stream_file(file, text_column=text_column, pair_column=pair_column)
         predictor = load_predictor(folder, threads=threads)
         for chunk in _chunks(examples, 32 * batch_size):

@@ -12,7 +12,7 @@ from companion.data.files import FileData, load_file, stream_file
 from companion.data.loading import load
 from companion.data.metrics import score
 from companion.data.splitting import split_file
-from companion.data.tasks import TASKS, Example, Task, TaskData, labels_of
+from companion.data.tasks import TASKS, Example, Task, TaskData, check_labels, labels_of
 
 if TYPE_CHECKING:
     from companion.data.batching import Batches, StreamedBatches, batches
@@ -28,6 +28,7 @@ __all__ = [
     "Task",
     "TaskData",
     "batches",
+    "check_labels",
     "labels_of",
     "load",
     "load_file",

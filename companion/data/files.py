@@ -215,6 +215,11 @@ def _label_text(path: Path, row: int, column: str, value: object) -> str:
         value = int(value)
     if isinstance(value, str | int):
         text = str(value).strip()
+        if text.lower() == "nan":  # what a missing value becomes on its way through a table of numbers
+            raise ValueError(
+                f"{path}, row {row}: label {text!r} in column {column!r} is a missing value; fill it in or "
+                "remove the row"
+            )
         if text:
             return text
     if value is None or value == "" or isinstance(value, str):

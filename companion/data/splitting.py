@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Sequence
 from pathlib import Path
 
 from companion.data.files import load_file
@@ -22,6 +23,7 @@ def split_file(
     *,
     seed: int = 0,
     max_examples: int | None = None,
+    labels: Sequence[str] | None = None,
 ) -> TaskData:
     """Read a labelled file and hold a tenth of its rows out for development.
 
@@ -35,6 +37,8 @@ def split_file(
         Chooses the rows that are held out.
     max_examples : int, optional
         Keep at most this many rows for training.
+    labels : sequence of str, optional
+        Label names in index order, as for `load_file`. Default: those found.
 
     Returns
     -------
@@ -46,7 +50,9 @@ def split_file(
     FileNotFoundError, ValueError
         As `load_file`, and when there are too few rows or only one label.
     """
-    read = load_file(path, text_column=text_column, label_column=label_column, pair_column=pair_column)
+    read = load_file(
+        path, text_column=text_column, label_column=label_column, pair_column=pair_column, labels=labels
+    )
     if len(read.examples) < _LEAST:
         raise ValueError(
             f"{path} has {len(read.examples)} rows, expected at least {_LEAST} to train and to score"

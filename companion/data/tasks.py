@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
-__all__ = ["TASKS", "Example", "Metric", "Task", "TaskData", "labels_of"]
+__all__ = ["TASKS", "Example", "Metric", "Task", "TaskData", "check_labels", "labels_of", "made_up"]
 
 Metric = Literal["accuracy", "matthews", "f1", "pearson"]
 
@@ -79,6 +79,37 @@ class TaskData:
     train: tuple[Example, ...]
     dev: tuple[Example, ...]
     test: tuple[Example, ...] = ()
+
+
+def made_up(count: int) -> tuple[str, ...]:
+    """Return the names that transformers gives to labels without any: they say nothing about the task."""
+    return tuple(f"LABEL_{index}" for index in range(count))
+
+
+def check_labels(task: Task, labels: Sequence[str], name: str, *, is_regression: bool) -> None:
+    """Refuse a model that was made for another task.
+
+    Parameters
+    ----------
+    task : Task
+    labels : sequence of str
+        The model's; those of `made_up` fit every task with as many.
+    name : str
+        What to call the model in the error: its folder.
+    is_regression : bool
+        Whether the model predicts a number.
+
+    Raises
+    ------
+    ValueError
+        When the one has labels that the other has not, or has them in another order.
+    """
+    fits = task.is_regression or tuple(labels) in (task.labels, made_up(task.num_labels))
+    if task.is_regression != is_regression or not fits:
+        raise ValueError(
+            f"{name} predicts {', '.join(labels)}; {task.name} has {', '.join(task.labels) or 'numbers'}. "
+            "Choose the task that the model was trained for."
+        )
 
 
 def labels_of(examples: Iterable[Example]) -> list[int | float]:

@@ -90,6 +90,6 @@ def _found(output: Any) -> Tensor:
         found = tuple(output.shape) if isinstance(output, Tensor) else type(output).__name__
         raise ValueError(
             f"the model returned {found}, expected scores of shape (batch, seq, words) or (batch, classes): "
-            "give a function that calls it and returns them"
+            "wrap the model in one that returns them, or in Python give `scores`, which calls it"
         )
     return output

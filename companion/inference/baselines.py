@@ -45,7 +45,7 @@ def standard_int8(fp32: Path, out: Path, *, per_channel: bool = True) -> Manifes
     Raises
     ------
     FileNotFoundError, ValueError
-        When `fp32` is not a complete ONNX folder.
+        When `fp32` is not a complete ONNX folder, or `out` is or holds it.
     """
     read_manifest(fp32)
     return folder_with(quantize_standard(onnx.load(str(fp32 / MODEL)), per_channel=per_channel), fp32, out)
@@ -74,7 +74,7 @@ def folder_with(model: onnx.ModelProto, fp32: Path, out: Path) -> Manifest:
         When `fp32` is not a complete ONNX folder.
     """
     manifest = read_manifest(fp32)
-    with staged_folder(out, marker=MANIFEST) as staging:
+    with staged_folder(out, marker=MANIFEST, inputs=[fp32]) as staging:
         shutil.copytree(fp32, staging, dirs_exist_ok=True)
         onnx.save(model, str(staging / MODEL))
         graph = Graph(model)

@@ -79,12 +79,12 @@ def export(
     FileNotFoundError
         When there is no such source.
     ValueError
-        When the source is not a fine-tuned text classifier or no graph can be made of it, `out` holds
-        something else, or ``int8-fixed`` has nothing to calibrate with.
+        When the source is not a fine-tuned text classifier or no graph can be made of it, `out` is or
+        holds it or something else, or ``int8-fixed`` has nothing to calibrate with.
     """
     _check_arguments(precision, calibration, keep)
     reference = TorchPredictor(source)
-    with staged_folder(out, marker=MANIFEST) as staging:
+    with staged_folder(out, marker=MANIFEST, inputs=[source]) as staging:
         model = to_onnx(reference.classifier, precision=precision, calibration=calibration, keep=keep)
         return write_folder(staging, model, reference.classifier, precision=precision, reference=reference)
 

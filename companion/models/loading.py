@@ -24,7 +24,7 @@ from companion.artifacts import digest
 from companion.models.embedded import EMBEDDED_SHA256, embedded_folder
 from companion.settings import get_settings
 
-__all__ = ["Classifier", "load", "resolve"]
+__all__ = ["Classifier", "declared", "load", "resolve"]
 
 _EMBEDDED = "embedded"
 _EMBEDDED_ON_HUB = "sentence-transformers/all-MiniLM-L6-v2"
@@ -202,6 +202,30 @@ def _check_vocabulary(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
             f"{rows:,} tokens. Either it belongs to another model, or tokens were added to it: then call "
             "model.resize_token_embeddings(len(tokenizer)) and train."
         )
+
+
+def declared(folder: str | Path) -> tuple[tuple[str, ...], bool]:
+    """Return what a folder's configuration says that its classifier answers, without loading the weights.
+
+    Returns
+    -------
+    labels : tuple of str
+        As `Classifier.labels`.
+    is_regression : bool
+        As `Classifier.is_regression`.
+
+    Raises
+    ------
+    FileNotFoundError, ValueError
+        As `load`.
+    """
+    source = resolve(folder)
+    try:
+        config = AutoConfig.from_pretrained(source, trust_remote_code=False)
+    except Exception as error:
+        raise ValueError(_unreadable(source, error)) from error
+    _set_task(config, (), False, source)
+    return _label_names(config), config.problem_type == "regression"
 
 
 def _hash(name: str | Path, weights: Path) -> str | None:

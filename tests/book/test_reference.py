@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import reference
+from sphinx.application import Sphinx
 
 ROOT = Path(__file__).parents[2]
 
@@ -59,6 +60,24 @@ def test_there_is_a_page_for_each_module_of_the_package(pages: dict[str, list[st
         if path.suffix == ".py" or (path / "__init__.py").is_file()
     }
     assert set(pages) == {name for name in found if not name.startswith("_")}
+
+
+def test_commands_come_first_and_show_no_signature(tmp_path: Path) -> None:
+    """A command's signature in Python is made of Typer's objects, whose addresses change with each build."""
+    reference.write_pages("companion", tmp_path)
+    source = (tmp_path / "cli.rst").read_text(encoding="utf-8")
+    assert source.index("``companion train``") < source.index("autofunction:: companion.cli.main")
+    page = tmp_path / "page"
+    page.mkdir()
+    (page / "index.rst").write_text(source, encoding="utf-8")
+    settings = {"extensions": ["sphinx.ext.autodoc", "sphinx.ext.napoleon"]}
+    app = Sphinx(page, None, page / "out", page / "trees", "text", settings, status=None, warning=None)
+    app.connect("autodoc-process-signature", reference.hide_command_signature)
+    app.build()
+    text = (page / "out" / "index.txt").read_text(encoding="utf-8")
+    assert "object at 0x" not in text
+    assert "companion.cli.training.train()\n" in text
+    assert "companion.cli.options.show(report: dict[str, Any], as_json: bool)" in " ".join(text.split())
 
 
 def test_a_stale_page_is_removed_and_an_unchanged_one_is_left_alone(tmp_path: Path) -> None:

@@ -123,6 +123,7 @@ MALFORMED = {
     ),
     "index too large": ("a.csv", "text,label\na,2\n", r"row 2: unknown label '2'"),
     "empty label": ("a.csv", "text,label\na,\n", r"row 2: empty label in column 'label'"),
+    "NaN label": ("a.csv", "text,label\na,0\nb,NaN\n", r"row 3: label 'NaN' in column 'label' is a missing"),
     "null label": ("a.jsonl", '{"text":"a","label":null}\n', r"row 1: empty label"),
     "fraction label": ("a.jsonl", '{"text":"a","label":0.5}\n', r"row 1: label 0.5"),
     "empty text": ("a.tsv", "text\tlabel\na\tgood\n \tbad\n", r"row 3: empty text in column 'text'"),

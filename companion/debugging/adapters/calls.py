@@ -6,7 +6,7 @@ import inspect
 from collections.abc import Callable, Mapping
 from typing import Any
 
-__all__ = ["NAMES", "named_call", "takes"]
+__all__ = ["NAMES", "named_call", "refuse_parameters", "takes"]
 
 NAMES: Mapping[str, tuple[str, ...]] = {
     "model": ("model", "net", "network", "module"),
@@ -79,6 +79,35 @@ def takes(function: Callable[..., Any], offered: tuple[str, ...], what: str) -> 
             f"what they take ({listed}), or give the others a default"
         )
     return plan
+
+
+def refuse_parameters(function: Callable[..., Any], name: str, makes: str) -> None:
+    """Refuse a function that cannot be called without arguments.
+
+    Parameters
+    ----------
+    function : callable
+    name : str
+        What to call it in the error.
+    makes : str
+        What it is there for.
+
+    Raises
+    ------
+    ValueError
+        When it has a parameter without a default.
+    """
+    try:
+        parameters = inspect.signature(function).parameters.values()
+    except (TypeError, ValueError):  # of a builtin: calling it will tell
+        return
+    stars = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+    required = [item.name for item in parameters if item.default is item.empty and item.kind not in stars]
+    if required:
+        raise ValueError(
+            f"{name} needs {', '.join(required)}, expected a function without arguments that makes {makes}: "
+            "wrap it in one"
+        )
 
 
 def named_call(function: Callable[..., Any], plan: Mapping[str, str], given: Mapping[str, Any]) -> Any:

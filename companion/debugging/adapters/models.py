@@ -11,7 +11,7 @@ import torch
 from torch import nn
 from torch.nn import Parameter
 
-from companion.debugging.adapters.calls import named_call, takes
+from companion.debugging.adapters.calls import named_call, refuse_parameters, takes
 from companion.debugging.subject import MakeModel, MakeOptimizer, MakeSchedule, copies_of
 
 __all__ = ["maker_of", "optimizer_maker", "schedule_maker"]
@@ -49,20 +49,7 @@ def maker_of(model: nn.Module | Callable[[], Any], fresh: bool | None) -> tuple[
             raise ValueError(f"{name}() returned a {type(made).__name__}, expected a torch.nn.Module")
         return made.cpu()
 
-    try:
-        required = [
-            parameter.name
-            for parameter in inspect.signature(model).parameters.values()
-            if parameter.default is parameter.empty
-            and parameter.kind not in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD)
-        ]
-    except (TypeError, ValueError):
-        required = []
-    if required:
-        raise ValueError(
-            f"{name} needs {', '.join(required)}, expected a function without arguments that makes a model: "
-            "wrap it in one"
-        )
+    refuse_parameters(model, name, "a model")
     return make, True if fresh is None else fresh
 
 

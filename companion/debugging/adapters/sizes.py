@@ -8,11 +8,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from companion.debugging.adapters.faults import described
 from companion.debugging.calling import Scores, is_flat
 from companion.debugging.lookups import Lookup, lookups
-from companion.debugging.subject import seeded
+from companion.debugging.subject import Kind, seeded
 
-__all__ = ["Sizes", "counts_places", "probe"]
+__all__ = ["Sizes", "classes_of", "counts_places", "probe", "refuse_form", "vocabulary_of"]
 
 _WORDS = ("vocab_size", "n_vocab", "vocabulary_size", "num_tokens", "ntoken")
 _LENGTHS = (
@@ -44,6 +45,8 @@ class Sizes:
         Whether there are scores for each token.
     flat : bool
         Whether there is one number for each text, returned as (batch,).
+    error : str
+        What a model said that broke; empty of one that answered.
     """
 
     vocab_size: int | None
@@ -52,6 +55,7 @@ class Sizes:
     outputs: int | None
     by_token: bool | None
     flat: bool = False
+    error: str = ""
 
 
 def probe(model: nn.Module, scores: Scores) -> Sizes:
@@ -81,7 +85,52 @@ def probe(model: nn.Module, scores: Scores) -> Sizes:
         outputs=_number(config, _CLASSES) if answer is None else answer.size(-1),
         by_token=None if answer is None else answer.dim() == 3,
         flat=seen.flat,
+        error="" if answer is not None or seen.error is None else described(seen.error),
     )
+
+
+def refuse_form(sizes: Sizes, kind: Kind, model: nn.Module) -> None:
+    """Refuse a task that the model's answer has the wrong form for.
+
+    Raises
+    ------
+    ValueError
+        When there are scores for each token and one is wanted for each text, or the other way round.
+    """
+    wanted = kind not in ("classification", "regression")
+    if sizes.by_token is not None and sizes.by_token != wanted:
+        form = "(batch, seq, numbers)" if sizes.by_token else "(batch, numbers)"
+        raise ValueError(
+            f"{type(model).__name__} returns {form}, and {kind} needs scores for each "
+            f"{'token' if wanted else 'text'}: choose another task, or wrap it in a model that has those"
+        )
+
+
+def vocabulary_of(sizes: Sizes, model: nn.Module) -> int:
+    """Return the size of a model's vocabulary; refuse a model that does not show it."""
+    if sizes.vocab_size is None:
+        raise ValueError(
+            f"the vocabulary's size cannot be seen in {type(model).__name__}: it has no embedding "
+            f"table and no config.vocab_size{_broken(sizes)}. Give vocab_size (--vocab-size)"
+        )
+    return sizes.vocab_size
+
+
+def classes_of(sizes: Sizes, kind: Kind, model: nn.Module, given: int | None) -> int:
+    """Return how many classes a model has, if that many are not given; refuse one that does not show it."""
+    if kind != "classification":
+        return int(kind == "regression")
+    found = given or sizes.outputs
+    if found is None:
+        raise ValueError(
+            f"the number of classes cannot be seen in {type(model).__name__}{_broken(sizes)}. "
+            "Repair that, or give classes (--classes) to have the rest looked at"
+        )
+    return found
+
+
+def _broken(sizes: Sizes) -> str:
+    return f": its forward raised {sizes.error}" if sizes.error else ""
 
 
 def counts_places(model: nn.Module, scores: Scores) -> bool:
@@ -104,10 +153,13 @@ class _Seen:
         Rows from the first one that a place asks for.
     beyond_padding : int or None
         The same of a table that keeps the rows up to the padding token's from all places, as RoBERTa's.
+    error : Exception or None
+        What the model raised first.
     """
 
     def __init__(self, model: nn.Module, scores: Scores) -> None:
         self.answer: Tensor | None = None
+        self.error: Exception | None = None
         self.flat = False
         self.words: int | None = None
         self.padding: int | None = None
@@ -123,7 +175,8 @@ class _Seen:
             with torch.no_grad(), seeded(0), lookups(model) as found:
                 answer = scores(model, torch.tensor([pattern, pattern]), None)
             return answer if isinstance(answer, Tensor) else None
-        except Exception:  # a broken model is what the doctor is for: the checks will say so
+        except Exception as error:  # a broken model is what the doctor is for: the checks will say so
+            self.error = self.error or error
             return None
         finally:
             hook.remove()

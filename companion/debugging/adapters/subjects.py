@@ -19,7 +19,7 @@ from companion.debugging.adapters.calls import named_call, takes
 from companion.debugging.adapters.locating import located
 from companion.debugging.adapters.losses import loss_of
 from companion.debugging.adapters.models import maker_of, optimizer_maker, schedule_maker
-from companion.debugging.adapters.sizes import Sizes, probe
+from companion.debugging.adapters.sizes import classes_of, probe, refuse_form, vocabulary_of
 from companion.debugging.adapters.texts import needed_texts
 from companion.debugging.calling import Scores, default_scores, mask_name, scores_of
 from companion.debugging.checks.registry import NotApplicable
@@ -200,14 +200,14 @@ def _whole(make: MakeModel, model: nn.Module, kind: Kind, fresh: bool, around: E
     """Return the subject of a model in one part."""
     scores = around.scores or _scores_of(model, kind)
     sizes = probe(model, scores)
-    _check(sizes, kind, model)
+    refuse_form(sizes, kind, model)
     batches, form = read_batches(around.batches, _BATCHES)
     pad = _first(around.pad_token_id, sizes.pad_token_id, 0)
     whole = Subject(
         make_model=make,
         kind=kind,
-        vocab_size=_vocabulary(_first(around.vocab_size, sizes.vocab_size), model),
-        classes=_classes(kind, _first(around.classes, sizes.outputs), model),
+        vocab_size=around.vocab_size or vocabulary_of(sizes, model),
+        classes=classes_of(sizes, kind, model, around.classes),
         max_length=_first(around.max_length, sizes.max_length, _DEFAULT_LENGTH),
         pad_token_id=pad,
         fresh=fresh,
@@ -239,7 +239,7 @@ def _encoder_and_decoder(
         )
     from companion.debugging.adapters.huggingface import decoder_scores, fixed_source
 
-    words = _vocabulary(_first(around.vocab_size, probe(model, default_scores).vocab_size), model)
+    words = around.vocab_size or vocabulary_of(probe(model, default_scores), model)
     raw, form = read_batches(around.batches, _BATCHES)
     pad = _first(around.pad_token_id, getattr(model.config, "pad_token_id", None), 0)
     step = _train_step(around.train_step, form, pad)
@@ -351,36 +351,6 @@ def _train_step(function: Callable[..., Any] | None, form: BatchForm | None, pad
         return named_call(function, plan, given)
 
     return step
-
-
-def _check(sizes: Sizes, kind: Kind, model: nn.Module) -> None:
-    """Refuse a task that the model's answer has the wrong form for."""
-    wanted = kind not in ("classification", "regression")
-    if sizes.by_token is not None and sizes.by_token != wanted:
-        form = "(batch, seq, numbers)" if sizes.by_token else "(batch, numbers)"
-        raise ValueError(
-            f"{type(model).__name__} returns {form}, and {kind} needs scores for each "
-            f"{'token' if wanted else 'text'}: choose another task, or give a function `scores`"
-        )
-
-
-def _vocabulary(found: int | None, model: nn.Module) -> int:
-    if found is None:
-        raise ValueError(
-            f"the vocabulary's size cannot be seen in {type(model).__name__}: it has no embedding "
-            "table and no config.vocab_size. Give vocab_size"
-        )
-    return found
-
-
-def _classes(kind: Kind, found: int | None, model: nn.Module) -> int:
-    if kind == "regression":
-        return 1
-    if kind != "classification":
-        return 0
-    if found is None:
-        raise ValueError(f"the number of classes cannot be seen in {type(model).__name__}: give classes")
-    return found
 
 
 def _first(*values: int | None) -> Any:

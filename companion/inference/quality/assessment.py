@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from companion.data import Example, Task, labels_of, score
+from companion.data import Example, Task, check_labels, labels_of, score
 from companion.inference.intervals import LEVEL, Estimate, check_level, paired_difference, proportion
 from companion.inference.predictor import Predictor, probabilities_of
 from companion.inference.quality.record import Calibration, ClassQuality, Quality
@@ -111,7 +111,7 @@ def check_task(predictor: Predictor, task: Task, name: str) -> None:
     Parameters
     ----------
     predictor : Predictor
-        Labels that transformers made up, LABEL_0 and so on, fit every task with as many.
+        Its labels are compared by `companion.data.check_labels`.
     task : Task
     name : str
         What to call the predictor in the error: its folder.
@@ -121,14 +121,7 @@ def check_task(predictor: Predictor, task: Task, name: str) -> None:
     ValueError
         When the one has labels that the other has not.
     """
-    unnamed = tuple(f"LABEL_{index}" for index in range(task.num_labels))  # what transformers calls them
-    if task.is_regression != predictor.is_regression or (
-        not task.is_regression and predictor.labels not in (task.labels, unnamed)
-    ):
-        raise ValueError(
-            f"{name} predicts {', '.join(predictor.labels)}; {task.name} has "
-            f"{', '.join(task.labels) or 'numbers'}. Choose the task that the model was trained for."
-        )
+    check_labels(task, predictor.labels, name, is_regression=predictor.is_regression)
 
 
 def _check(
