@@ -32,7 +32,7 @@ def test_a_folder_holds_all_that_is_needed(folder):
     for name in ("model.py", "train.py", "test_broken.py"):
         compile((folder / name).read_text(), name, "exec")
     assert len((folder / "reviews.csv").read_text().splitlines()) == 1901
-    assert seed_of(folder) is None
+    assert seed_of(folder) == "default"
     assert not re.search("weights = self.dropout", (folder / "model.py").read_text())
 
 
@@ -65,6 +65,17 @@ def test_seeds_deal_other_bugs_that_can_be_told_apart(tmp_path):
         seen.add(tuple(bug.name for bug in planted.bugs))
     assert len(seen) == 2
     assert seed_of(deal(tmp_path / "other", 2)) == 2
+
+
+def test_the_default_deal_has_a_name_and_other_words_are_refused(folder, tmp_path):
+    assert plant("default") == plant() and plant().seed == "default" and plant(2).seed == 2
+    for wrong in (None, "7", True, 1.0):
+        with pytest.raises(ValueError, match='expected a whole number or "default"'):
+            plant(wrong)
+    (folder / "exercise.json").unlink()
+    (folder / "exercise.json").symlink_to(tmp_path)
+    with pytest.raises(FileNotFoundError, match="no exercise.json"):
+        seed_of(folder)
 
 
 def test_a_pool_without_three_families_is_refused():
@@ -126,6 +137,6 @@ def test_what_was_dealt_says_nothing_about_its_bugs(folder):
     told = (folder / "exercise.json").read_text() + (folder / "README.md").read_text()
     assert json.loads((folder / "exercise.json").read_text()) == {
         "exercise": "broken-transformer",
-        "seed": None,
+        "seed": "default",
     }
     assert not re.search("dropout|warm-up|padding", told)
