@@ -11,7 +11,7 @@ from typing import NoReturn
 
 import typer
 
-from companion.cli import about, diagnosing, exporting, measuring, training, using
+from companion.cli import about, diagnosing, exporting, grading, measuring, training, using
 
 __all__ = ["app", "main"]
 
@@ -32,6 +32,7 @@ for command in (
     using.predict,
     using.serve,
     training.share,
+    grading.grade,
 ):
     app.command()(command)
 store = typer.Typer(help="The results that are stored under COMPANION_HOME.", rich_markup_mode=None)

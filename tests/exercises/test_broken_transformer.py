@@ -74,7 +74,7 @@ def test_the_default_deal_has_a_name_and_other_words_are_refused(folder, tmp_pat
             plant(wrong)
     (folder / "exercise.json").unlink()
     (folder / "exercise.json").symlink_to(tmp_path)
-    with pytest.raises(FileNotFoundError, match="no exercise.json"):
+    with pytest.raises(FileNotFoundError, match="no exercise"):
         seed_of(folder)
 
 

@@ -94,7 +94,7 @@ def nothing(reason: str, weights: Weights | None = None) -> Grade:
 
 
 def _deal_of(path: Path, dealt: Seed | None) -> tuple[Seed | None, str, list[str]]:
-    """Return the deal that a folder is graded as, why there is none, and what its own file says against it."""
+    """Return the deal that a folder is graded as, why there is none, and what its file says against it."""
     own: Seed | None = None
     reason = ""
     try:

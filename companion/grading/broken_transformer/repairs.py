@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from companion.debugging.zoo.bug import Bug
 from companion.exercises.broken_transformer import behaviours
 from companion.exercises.broken_transformer.comparing import broken
-from companion.debugging.zoo.bug import Bug
 from companion.exercises.broken_transformer.planted import Planted, breaks, right_behaviours
 from companion.grading.broken_transformer.marks import Repair, Repairs
 from companion.grading.broken_transformer.strangers import strangers
