@@ -112,6 +112,26 @@ def test_checks_pass_on_repaired_files_one_by_one(folder):
     assert not work.check("training", folder).passed
 
 
+def test_a_folder_of_another_seed_is_named_and_not_judged(folder):
+    (folder / "exercise.json").write_text(json.dumps({"exercise": "broken-transformer", "seed": 7}))
+    work = exercise()
+    for step in ("data", "training", "architecture", "tests"):
+        result = work.check(step, folder)
+        assert result.status == "failed" and "use exercise(seed=7)" in result.says
+        assert "something else" not in result.says
+    (folder / "exercise.json").write_text("{")
+    assert "not repaired yet" in exercise().check("data", folder).says.lower()
+
+
+def test_the_task_says_what_each_part_is_worth(folder):
+    from companion.grading.broken_transformer import Weights
+
+    told = " ".join((folder / "README.md").read_text().split())
+    weights = Weights()
+    assert f"repairs are worth {weights.repairs:g} marks of 100" in told
+    assert f"the diagnosis {weights.diagnosis:g}, your tests {weights.tests:g}." in told
+
+
 def test_a_repair_that_breaks_another_thing_is_told(folder):
     source = right_source("transformer").replace("math.sqrt(query.size(-1))", "1.0")
     (folder / "model.py").write_text(source)

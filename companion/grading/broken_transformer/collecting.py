@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import io
-import os
 import secrets
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -99,10 +98,8 @@ def grade_all(
             try:
                 found = grade(folder, seed=drawn, dealt=dealt, sandbox=sandbox)
             except Exception as error:
-                reason = (
-                    f"the grading itself failed, look at this one by hand: {type(error).__name__}: {error}"
-                )
-                found = nothing(reason)
+                what = f"{type(error).__name__}: {error}"
+                found = nothing(f"the grading itself failed, look at this one by hand: {what}")
                 sandbox.close()
                 sandbox = Sandbox()
             yield Submission(folder.name, found)
@@ -119,7 +116,7 @@ def write_table(path: str | Path, submissions: Sequence[Submission]) -> None:
     target = Path(path)
     staging = target.with_name(f".{target.name}.part")
     staging.write_text(text.getvalue(), encoding="utf-8", newline="")
-    os.replace(staging, target)
+    staging.replace(target)
 
 
 def _cell(text: str) -> str:
