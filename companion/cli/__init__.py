@@ -11,7 +11,7 @@ from typing import NoReturn
 
 import typer
 
-from companion.cli import about, diagnosing, exporting, measuring, optimizing, training, using
+from companion.cli import about, diagnosing, exporting, grading, measuring, optimizing, training, using
 
 __all__ = ["app", "main"]
 
@@ -33,6 +33,7 @@ for command in (
     using.predict,
     using.serve,
     training.share,
+    grading.grade,
 ):
     app.command()(command)
 store = typer.Typer(help="The results that are stored under COMPANION_HOME.", rich_markup_mode=None)

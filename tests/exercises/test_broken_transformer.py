@@ -32,7 +32,7 @@ def test_a_folder_holds_all_that_is_needed(folder):
     for name in ("model.py", "train.py", "test_broken.py"):
         compile((folder / name).read_text(), name, "exec")
     assert len((folder / "reviews.csv").read_text().splitlines()) == 1901
-    assert seed_of(folder) is None
+    assert seed_of(folder) == "default"
     assert not re.search("weights = self.dropout", (folder / "model.py").read_text())
 
 
@@ -65,6 +65,17 @@ def test_seeds_deal_other_bugs_that_can_be_told_apart(tmp_path):
         seen.add(tuple(bug.name for bug in planted.bugs))
     assert len(seen) == 2
     assert seed_of(deal(tmp_path / "other", 2)) == 2
+
+
+def test_the_default_deal_has_a_name_and_other_words_are_refused(folder, tmp_path):
+    assert plant("default") == plant() and plant().seed == "default" and plant(2).seed == 2
+    for wrong in (None, "7", True, 1.0):
+        with pytest.raises(ValueError, match='expected a whole number or "default"'):
+            plant(wrong)
+    (folder / "exercise.json").unlink()
+    (folder / "exercise.json").symlink_to(tmp_path)
+    with pytest.raises(FileNotFoundError, match="no exercise"):
+        seed_of(folder)
 
 
 def test_a_pool_without_three_families_is_refused():
@@ -101,6 +112,26 @@ def test_checks_pass_on_repaired_files_one_by_one(folder):
     assert not work.check("training", folder).passed
 
 
+def test_a_folder_of_another_seed_is_named_and_not_judged(folder):
+    (folder / "exercise.json").write_text(json.dumps({"exercise": "broken-transformer", "seed": 7}))
+    work = exercise()
+    for step in ("data", "training", "architecture", "tests"):
+        result = work.check(step, folder)
+        assert result.status == "failed" and "use exercise(seed=7)" in result.says
+        assert "something else" not in result.says
+    (folder / "exercise.json").write_text("{")
+    assert "not repaired yet" in exercise().check("data", folder).says.lower()
+
+
+def test_the_task_says_what_each_part_is_worth(folder):
+    from companion.grading.broken_transformer import Weights
+
+    told = " ".join((folder / "README.md").read_text().split())
+    weights = Weights()
+    assert f"repairs are worth {weights.repairs:g} marks of 100" in told
+    assert f"the diagnosis {weights.diagnosis:g}, your tests {weights.tests:g}." in told
+
+
 def test_a_repair_that_breaks_another_thing_is_told(folder):
     source = right_source("transformer").replace("math.sqrt(query.size(-1))", "1.0")
     (folder / "model.py").write_text(source)
@@ -126,6 +157,6 @@ def test_what_was_dealt_says_nothing_about_its_bugs(folder):
     told = (folder / "exercise.json").read_text() + (folder / "README.md").read_text()
     assert json.loads((folder / "exercise.json").read_text()) == {
         "exercise": "broken-transformer",
-        "seed": None,
+        "seed": "default",
     }
     assert not re.search("dropout|warm-up|padding", told)

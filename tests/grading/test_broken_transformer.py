@@ -216,6 +216,65 @@ def test_a_folder_is_graded_with_a_report(sandbox, tmp_path):
     assert json.loads(json.dumps(found.to_dict()))["scores"]["repairs"] == 1.0
 
 
+def test_untouched_files_score_nothing_whatever_seed_they_claim(sandbox, tmp_path):
+    folder = deal(tmp_path / "work")
+    untouched = grade(folder, seed=3, sandbox=sandbox).total
+    (folder / "exercise.json").write_text(json.dumps({"exercise": "broken-transformer", "seed": 3}))
+    claimed = grade(folder, seed=3, sandbox=sandbox)
+    assert claimed.total == untouched == 0 and claimed.dealt == 3
+    assert len(claimed.repairs.strangers) == 3 and "not dealt" in str(claimed)
+    told = grade(folder, seed=3, dealt="default", sandbox=sandbox)
+    assert told.total == 0 and told.dealt == "default" and not told.repairs.strangers
+    assert "exercise.json says that the deal is 3" in str(told)
+
+
+def test_a_bug_that_was_not_dealt_takes_a_repair_away(sandbox, planted):
+    one_left = S.change(RIGHT[1], ("[0] * padding", "[1]  *  padding"))
+    other = plant(3)
+    found = repairs(sandbox, other, RIGHT[0], one_left)
+    assert found.strangers == (planted.bugs[2].title,)
+    assert found.score == pytest.approx(2 / 3 * found.kept)
+    assert not repairs(sandbox, planted, RIGHT[0], one_left).strangers
+
+
+def test_right_code_in_the_words_of_a_bug_is_no_stranger(sandbox):
+    by_two = "weights = self.softmax(scores)\n        weights = self.dropout(weights)"
+    model = S.change(RIGHT[0], ("weights = self.dropout(self.softmax(scores))", by_two))
+    assert repairs(sandbox, plant(3), model, RIGHT[1]).score == 1
+
+
+@pytest.mark.parametrize("text", [None, "{", "[]", '{"seed": null}', '{"seed": "7"}', "[" * 100_000])
+def test_a_deal_that_is_not_known_scores_nothing_and_says_why(sandbox, tmp_path, text):
+    (tmp_path / "model.py").write_text(RIGHT[0])
+    if text is not None:
+        (tmp_path / "exercise.json").write_text(text)
+    found = grade(tmp_path, sandbox=sandbox)
+    assert found.total == 0 and found.dealt is None
+    assert "exercise.json" in found.errors[0] and found.errors[0] in str(found)
+    assert json.loads(json.dumps(found.to_dict()))["errors"] == list(found.errors)
+
+
+def test_an_empty_folder_scores_nothing_in_a_deal_that_is_told(sandbox, tmp_path):
+    found = grade(tmp_path, dealt="default", seed=3, pool=DEFAULT, sandbox=sandbox)
+    assert found.total == 0 and "no exercise.json" in found.notes[0]
+    assert set(found.repairs.unread) == {"model.py", "train.py"}
+
+
+def test_the_cause_comes_first_and_its_consequences_in_a_line(sandbox, tmp_path):
+    folder = deal(tmp_path / "work")
+    for name in ("model.py", "test_broken.py"):
+        (folder / name).write_text("def broken(")
+    found = grade(folder, seed=3, sandbox=sandbox, dealt="default")
+    lines = str(found).splitlines()
+    assert lines[1].startswith("! model.py: raised: SyntaxError")
+    assert "test_broken.py: raised: SyntaxError" in lines[3]
+    told = "\n".join(lines)
+    assert "architecture: not judged: model.py was not run" in told
+    assert "right before, wrong now" not in told and "not found:" not in told and "objected to" not in told
+    assert "no verdict on 20 of 20 programs" in told and len(lines) < 18
+    assert len(found.tests.unjudged) == 20 and not found.tests.objected
+
+
 def test_a_link_is_not_followed(sandbox, tmp_path, planted):
     folder = deal(tmp_path / "work")
     (tmp_path / "elsewhere.json").write_text(json.dumps(S.DIAGNOSIS))

@@ -10,20 +10,20 @@ from collections.abc import Sequence
 
 from companion.debugging.zoo.bug import Bug
 from companion.exercises.broken_transformer.dealing import HANDED_IN, deal, seed_of
-from companion.exercises.broken_transformer.planted import FAMILIES, plant
+from companion.exercises.broken_transformer.planted import FAMILIES, Seed, plant
 from companion.exercises.broken_transformer.repairing import load_module, repair_step
 from companion.exercises.broken_transformer.testing import tests_step
 from companion.exercises.exercise import Exercise
 
-__all__ = ["HANDED_IN", "deal", "exercise", "load_module", "seed_of"]
+__all__ = ["HANDED_IN", "Seed", "deal", "exercise", "load_module", "seed_of"]
 
 
-def exercise(seed: int | None = None, *, pool: Sequence[Bug] | None = None) -> Exercise:
+def exercise(seed: Seed = "default", *, pool: Sequence[Bug] | None = None) -> Exercise:
     """Return the exercise, with nothing done.
 
     Parameters
     ----------
-    seed : int, optional
+    seed : int or "default"
         What `deal` was given.
     pool : sequence of Bug, optional
         What `deal` was given.

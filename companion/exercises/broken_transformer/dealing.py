@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from companion.debugging.zoo.bug import Bug
-from companion.exercises.broken_transformer.planted import plant
+from companion.exercises.broken_transformer.planted import Seed, plant
 from companion.exercises.broken_transformer.reviewing import reviews
 
 __all__ = ["HANDED_IN", "MAIN", "deal", "seed_of"]
@@ -83,6 +83,10 @@ Hand in four files, in this folder:
    and on right transformers that are not this one: other norms, other positions, untied tables. A test that
    objects to those costs as much as one that misses a bug. Use small models: all of them have 3 seconds.
 
+The repairs are worth 50 marks of 100, the diagnosis 20, your tests 30. The right code is in the package that
+you have installed, and comparing the files shows the lines. That gives the repairs away, and neither the
+reason nor a test that finds the next bug: these are the other 50.
+
 Check as you go, in Python:
 
     from companion.exercises.broken_transformer import exercise
@@ -109,16 +113,16 @@ def test_scores_have_one_number_for_each_class(model, train):
 '''
 
 
-def deal(folder: str | Path, seed: int | None = None, *, pool: Sequence[Bug] | None = None) -> Path:
+def deal(folder: str | Path, seed: Seed = "default", *, pool: Sequence[Bug] | None = None) -> Path:
     """Write a folder with three bugs in it: all of it, or nothing.
 
     Parameters
     ----------
     folder : str or Path
         Must not exist yet, or be empty.
-    seed : int, optional
-        Another three bugs for each number. Default: attention without dropout, a learning rate that is too
-        high without warm-up, padding that is not masked.
+    seed : int or "default"
+        Another three bugs for each number. ``"default"``: attention without dropout, a learning rate that is
+        too high without warm-up, padding that is not masked.
     pool : sequence of Bug, optional
         Bugs to draw from instead of the zoo's.
 
@@ -137,7 +141,7 @@ def deal(folder: str | Path, seed: int | None = None, *, pool: Sequence[Bug] | N
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise ValueError(f"{target} is there already: choose a folder that does not exist, or an empty one")
     planted = plant(seed, pool)
-    argument = "" if seed is None else f"seed={seed}"
+    argument = "" if seed == "default" else f"seed={seed}"
     files = {
         "model.py": planted.model,
         "train.py": planted.train + MAIN,
@@ -162,7 +166,7 @@ def deal(folder: str | Path, seed: int | None = None, *, pool: Sequence[Bug] | N
     return target
 
 
-def seed_of(folder: str | Path) -> int | None:
+def seed_of(folder: str | Path) -> Seed:
     """Return the seed that a folder was dealt with.
 
     Raises
@@ -173,14 +177,15 @@ def seed_of(folder: str | Path) -> int | None:
         When its ``exercise.json`` is not what `deal` wrote.
     """
     path = Path(folder) / "exercise.json"
-    if not path.is_file():
+    # A link could name any file of whoever reads it.
+    if path.is_symlink() or not path.is_file():
         raise FileNotFoundError(f"no exercise.json in {folder}: expected a folder that `deal` has written")
     try:
         seed = json.loads(path.read_text(encoding="utf-8"))["seed"]
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise ValueError(
             f"{path} is not what `deal` wrote ({error}): deal again, and copy your work"
         ) from error
-    if seed is not None and type(seed) is not int:
-        raise ValueError(f"{path} has the seed {seed!r}, expected a whole number or null")
-    return seed
+    if seed == "default" or type(seed) is int:
+        return seed  # type: ignore[no-any-return]
+    raise ValueError(f'{path} has the seed {seed!r}, expected a whole number or "default"')

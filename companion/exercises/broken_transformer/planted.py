@@ -9,7 +9,7 @@ from functools import lru_cache
 from importlib import import_module
 from itertools import product
 from types import ModuleType
-from typing import Any
+from typing import Any, Literal, TypeAlias
 
 from companion.debugging import recipe
 from companion.debugging.zoo.bug import Bug, Edit
@@ -23,12 +23,16 @@ __all__ = [
     "FAMILIES",
     "FILES",
     "Planted",
+    "Seed",
     "behaviours_of",
     "breaks",
     "plant",
     "right_behaviours",
     "zoo",
 ]
+
+Seed: TypeAlias = int | Literal["default"]
+"""What a deal is named by: `DEFAULT` has a name of its own, each number draws another three bugs."""
 
 FAMILIES = ("architecture", "training", "data")
 FILES = {"transformer": "model.py", "recipe": "train.py"}
@@ -122,12 +126,15 @@ class Planted:
         For each bug the behaviours that it alone breaks: when they are right, it is gone.
     model, train : str
         The sources with all three in them.
+    seed : int or "default"
+        What they were drawn by.
     """
 
     bugs: tuple[Bug, ...]
     marks: tuple[frozenset[str], ...]
     model: str
     train: str
+    seed: Seed
 
     def of(self, family: str) -> tuple[Bug, frozenset[str]]:
         """Return the bug of a family, and its marks."""
@@ -141,23 +148,25 @@ def zoo() -> tuple[Bug, ...]:
     return bugs
 
 
-def plant(seed: int | None = None, pool: Sequence[Bug] | None = None) -> Planted:
+def plant(seed: Seed = "default", pool: Sequence[Bug] | None = None) -> Planted:
     """Choose three bugs that can be told apart by behaviour.
 
     Parameters
     ----------
-    seed : int, optional
-        Draws them from the pool. Without one: `DEFAULT`.
+    seed : int or "default"
+        A number draws them from the pool; ``"default"`` names `DEFAULT`.
     pool : sequence of Bug, optional
         Instead of the zoo.
 
     Raises
     ------
     ValueError
-        When the pool holds no such three.
+        When the seed is neither, or the pool holds no such three.
     """
-    if seed is None:
-        return _planted(DEFAULT)
+    if seed == "default":
+        return _planted(DEFAULT, seed)
+    if type(seed) is not int:
+        raise ValueError(f'the seed is {seed!r}, expected a whole number or "default"')
     bugs = zoo() if pool is None else tuple(pool)
     places = {"architecture": "transformer", "training": "recipe", "data": "recipe"}
     candidates = [
@@ -169,7 +178,7 @@ def plant(seed: int | None = None, pool: Sequence[Bug] | None = None) -> Planted
     for choice in choices:
         if sum(bug.silent for bug in choice) >= 2 and all(map(_shows, choice)):
             try:
-                return _planted(choice)
+                return _planted(choice, seed)
             except ValueError:  # two edit the same lines, or one hides another
                 continue
     raise ValueError(
@@ -208,7 +217,7 @@ def _shows(bug: Bug) -> bool:
     return any(not any(word in name for word in _ELSEWHERE) for name in breaks(bug))
 
 
-def _planted(bugs: Sequence[Bug]) -> Planted:
+def _planted(bugs: Sequence[Bug], seed: Seed) -> Planted:
     sets = [breaks(bug) for bug in bugs]
     marks = tuple(
         own.difference(*(other for other in sets if other is not own)) if own else own for own in sets
@@ -216,4 +225,4 @@ def _planted(bugs: Sequence[Bug]) -> Planted:
     if not all(marks):
         missing = ", ".join(bug.name for bug, own in zip(bugs, marks, strict=True) if not own)
         raise ValueError(f"no behaviour is broken by {missing} alone: choose other bugs to go with it")
-    return Planted(tuple(bugs), marks, source_of(bugs, "transformer"), source_of(bugs, "recipe"))
+    return Planted(tuple(bugs), marks, source_of(bugs, "transformer"), source_of(bugs, "recipe"), seed)

@@ -10,6 +10,7 @@ from typing import Any
 from companion.debugging.zoo import editing
 from companion.exercises.broken_transformer.behaviours import BEHAVIOURS
 from companion.exercises.broken_transformer.comparing import broken
+from companion.exercises.broken_transformer.dealing import seed_of
 from companion.exercises.broken_transformer.planted import Planted, behaviours_of, breaks, right_behaviours
 from companion.exercises.exercise import Step
 from companion.exercises.probing import Failed, NotDone, Probe
@@ -40,7 +41,7 @@ def repair_step(family: str, planted: Planted) -> Step:
     others = frozenset[str]().union(*(breaks(other) for other in planted.bugs if other is not bug))
 
     def examine(work: Any, probe: Probe) -> str:
-        path = folder_of(work) / file
+        path = folder_of(work, planted) / file
         module = probe.call(load_module, path, what=f"import {file}")
         found = probe.call(behaviours_of, file, module, probe.seed, what=f"run {file} on drawn inputs")
         wrong = broken(right_behaviours(file, probe.seed), found)
@@ -64,13 +65,13 @@ def repair_step(family: str, planted: Planted) -> Step:
     )
 
 
-def folder_of(work: Any) -> Path:
+def folder_of(work: Any, planted: Planted) -> Path:
     """Return the learner's folder.
 
     Raises
     ------
     NotDone, Failed
-        When nothing was given, or it is no folder.
+        When nothing was given, it is no folder, or it was dealt with another seed than `planted`.
     """
     if work is None or work is ...:
         raise NotDone("nothing was given")
@@ -78,6 +79,15 @@ def folder_of(work: Any) -> Path:
         raise Failed(f"a {type(work).__name__} was given, expected the folder that you work in.")
     if not Path(work).is_dir():
         raise Failed(f"there is no folder {work}: expected the one that `deal` has written.")
+    try:
+        own = seed_of(work)
+    except (FileNotFoundError, ValueError):  # the files can be judged without it
+        own = planted.seed
+    if own != planted.seed:
+        raise Failed(
+            f"{work} was dealt with the seed {own!r}, and this exercise is for {planted.seed!r}: "
+            f"use exercise(seed={own!r})."
+        )
     return Path(work)
 
 

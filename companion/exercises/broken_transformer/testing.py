@@ -55,7 +55,7 @@ def tests_step(planted: Planted) -> Step:
     """Return the step for a learner's tests."""
 
     def examine(work: Any, probe: Probe) -> str:
-        path = folder_of(work) / "test_broken.py"
+        path = folder_of(work, planted) / "test_broken.py"
         tests = tests_of(probe.call(load_module, path, what="import test_broken.py"))
         if not tests:
             raise NotDone("test_broken.py has no function that begins with test_")

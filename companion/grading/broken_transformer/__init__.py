@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from companion.debugging.zoo.bug import Bug
-from companion.exercises.broken_transformer import HANDED_IN, seed_of
+from companion.exercises.broken_transformer import HANDED_IN, Seed, seed_of
 from companion.exercises.broken_transformer.planted import plant
 from companion.grading.broken_transformer.diagnosis import judge_diagnosis
 from companion.grading.broken_transformer.marks import Diagnosis, Grade, Repair, Repairs, Tests, Weights
@@ -17,7 +17,7 @@ from companion.grading.broken_transformer.repairs import judge_repairs
 from companion.grading.broken_transformer.tests import judge_tests
 from companion.grading.sandbox import Sandbox
 
-__all__ = ["Diagnosis", "Grade", "Program", "Repair", "Repairs", "Tests", "Weights", "grade"]
+__all__ = ["Diagnosis", "Grade", "Program", "Repair", "Repairs", "Tests", "Weights", "grade", "nothing"]
 
 _LARGEST = 200_000
 
@@ -26,7 +26,7 @@ def grade(
     folder: str | Path,
     *,
     seed: int | None = None,
-    dealt: int | None = None,
+    dealt: Seed | None = None,
     pool: Sequence[Bug] | None = None,
     weights: Weights | None = None,
     sandbox: Sandbox | None = None,
@@ -39,9 +39,10 @@ def grade(
         With the files in `HANDED_IN`. One that is missing costs its part.
     seed : int, optional
         Draws inputs and mutants. Default: another one each time.
-    dealt : int, optional
-        The seed that the folder was dealt with. Default: what its ``exercise.json`` says. Whoever grades
-        others gives it: a learner can write another number there.
+    dealt : int or "default", optional
+        What the folder was dealt with. Whoever grades others gives it: without it, the folder's own
+        ``exercise.json`` is believed, which a learner can edit. Either way a bug that is in the files and was
+        not dealt takes a repair away, so that untouched files of another deal score nothing.
     pool : sequence of Bug, optional
         What `deal` was given.
     weights : Weights, optional
@@ -55,9 +56,7 @@ def grade(
     Raises
     ------
     FileNotFoundError
-        When there is no such folder, or `dealt` is not given and ``exercise.json`` is missing.
-    ValueError
-        When ``exercise.json`` is not what `deal` wrote.
+        When there is no such folder. Whatever is in it, or is missing from it, costs marks instead.
     """
     start = time.perf_counter()
     path = Path(folder)
@@ -66,10 +65,13 @@ def grade(
     if sandbox is None:
         with Sandbox() as own:
             return grade(path, seed=seed, dealt=dealt, pool=pool, weights=weights, sandbox=own)
-    planted = plant(seed_of(path) if dealt is None else dealt, pool)
+    deal, reason, notes = _deal_of(path, dealt)
+    if deal is None:
+        return nothing(f"{reason}. Whoever grades can name the deal: give `dealt`", weights)
+    planted = plant(deal, pool)
     drawn = secrets.randbits(31) if seed is None else seed
     files = {name: text for name in HANDED_IN if (text := _read(path / name)) is not None}
-    repairs = judge_repairs(sandbox, files, planted, (drawn, drawn + 1))
+    repairs = judge_repairs(sandbox, files, planted, (drawn, drawn + 1), pool=pool)
     diagnosis = judge_diagnosis(files.get("diagnosis.json"), planted)
     tests = judge_tests(
         sandbox,
@@ -80,7 +82,31 @@ def grade(
     )
     isolation = sandbox.run({"nothing.py": "nothing = lambda _: 0"}, "nothing:nothing", None).isolation
     took = time.perf_counter() - start
-    return Grade(repairs, diagnosis, tests, weights or Weights(), isolation, took)
+    return Grade(
+        repairs, diagnosis, tests, weights or Weights(), isolation, took, dealt=deal, notes=tuple(notes)
+    )
+
+
+def nothing(reason: str, weights: Weights | None = None) -> Grade:
+    """Return the grade of what cannot be graded: 0, and why."""
+    parts = Repairs((), 0.0), Diagnosis((), ()), Tests(0, 0, 0, 0)
+    return Grade(*parts, weights or Weights(), (), 0.0, errors=(reason,))
+
+
+def _deal_of(path: Path, dealt: Seed | None) -> tuple[Seed | None, str, list[str]]:
+    """Return the deal that a folder is graded as, why there is none, and what its file says against it."""
+    own: Seed | None = None
+    reason = ""
+    try:
+        own = seed_of(path)
+    except (ValueError, OSError) as error:
+        reason = str(error)
+    if dealt is None:
+        return own, reason, ["the deal is what exercise.json says, which can be edited: give `dealt`"]
+    if own == dealt:
+        return dealt, "", []
+    says = reason or f"exercise.json says that the deal is {own!r}"
+    return dealt, "", [f"{says}; graded as the deal {dealt!r}"]
 
 
 def _read(path: Path) -> str | None:

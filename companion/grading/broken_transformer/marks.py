@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from companion.exercises.broken_transformer import Seed
 
 __all__ = ["Diagnosis", "Grade", "Repair", "Repairs", "Tests", "Weights"]
 
@@ -49,17 +52,25 @@ class Repairs:
         Those that are not.
     errors : tuple of str
         What kept a file from being judged.
+    strangers : tuple of str
+        Bugs that are in the files and were not dealt: each takes a repair away, so that the files of one deal
+        are not taken for the repair of another.
+    unread : tuple of str
+        The files that were not judged, because they are missing or do not run.
     """
 
     bugs: tuple[Repair, ...]
     kept: float
     broken: tuple[str, ...] = ()
     errors: tuple[str, ...] = ()
+    strangers: tuple[str, ...] = ()
+    unread: tuple[str, ...] = ()
 
     @property
     def score(self) -> float:
         """From 0 to 1: the share of bugs that are gone, times the share of the rest that is still right."""
-        return self.kept * sum(bug.repaired for bug in self.bugs) / len(self.bugs)
+        gone = sum(bug.repaired for bug in self.bugs) - len(self.strangers)
+        return self.kept * max(0, gone) / max(1, len(self.bugs))
 
 
 @dataclass(frozen=True)
@@ -80,7 +91,7 @@ class Diagnosis:
     @property
     def score(self) -> float:
         """From 0 to 1: two thirds for the places, one third for the families."""
-        return (2 * sum(self.located) + sum(self.named)) / (3 * len(self.located))
+        return (2 * sum(self.located) + sum(self.named)) / max(1, 3 * len(self.located))
 
 
 @dataclass(frozen=True)
@@ -94,8 +105,10 @@ class Tests:
     killed, spared : int
         Wrong ones in which a test failed; right ones in which all passed.
     survivors, objected : tuple of str
-        The others: what was wrong in those that no test found, what is right in those that one objected to.
+        What was wrong in those that no test found, what is right in those that one objected to.
     errors : tuple of str
+    unjudged : tuple of str
+        Programs, wrong and right, on which the tests came to no verdict: neither found nor left alone.
     """
 
     mutants: int
@@ -105,6 +118,7 @@ class Tests:
     survivors: tuple[str, ...] = ()
     objected: tuple[str, ...] = ()
     errors: tuple[str, ...] = ()
+    unjudged: tuple[str, ...] = ()
 
     @property
     def score(self) -> float:
@@ -128,6 +142,12 @@ class Grade:
         What kept the submitted code apart.
     seconds : float
         What grading took.
+    dealt : int or "default", optional
+        The deal that it was graded as; None when that is not known.
+    errors : tuple of str
+        Why nothing could be graded.
+    notes : tuple of str
+        What whoever grades should know of the deal.
     """
 
     repairs: Repairs
@@ -136,6 +156,9 @@ class Grade:
     weights: Weights
     isolation: tuple[str, ...]
     seconds: float
+    dealt: Seed | None = None
+    errors: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
 
     @property
     def total(self) -> float:
@@ -155,28 +178,6 @@ class Grade:
 
     def __str__(self) -> str:
         """Write the report."""
-        repairs, diagnosis, tests, weights = self.repairs, self.diagnosis, self.tests, self.weights
-        lines = [f"{self.total:.1f} of 100"]
-        lines.append(f"Repairs: {weights.repairs * repairs.score:.1f} of {weights.repairs:g}")
-        for bug in repairs.bugs:
-            said = "repaired" if bug.repaired else f"not repaired ({', '.join(bug.wrong)})"
-            lines.append(f"  {'✓' if bug.repaired else '✗'} {bug.family}: {said}")
-        if repairs.broken:
-            lines.append(f"  ✗ right before, wrong now: {', '.join(repairs.broken)}")
-        lines.append(f"Diagnosis: {weights.diagnosis * diagnosis.score:.1f} of {weights.diagnosis:g}")
-        for bug, located, named in zip(repairs.bugs, diagnosis.located, diagnosis.named, strict=True):
-            said = "the place is right" if located else "no entry points at it"
-            said += ", the family too" if named else ", its family is not the one given" if located else ""
-            lines.append(f"  {'✓' if located and named else '✗'} {bug.title}: {said}")
-        lines.append(
-            f"Tests: {weights.tests * tests.score:.1f} of {weights.tests:g} "
-            f"({tests.killed} of {tests.mutants} bugs found, {tests.spared} of {tests.variants} right "
-            "programs "
-            "left alone)"
-        )
-        lines += [f"  ✗ not found: {title}" for title in tests.survivors]
-        lines += [f"  ✗ objected to: {title}" for title in tests.objected]
-        for error in (*repairs.errors, *diagnosis.errors, *tests.errors):
-            lines.append(f"  ! {error}")
-        lines.append(f"Kept apart by: {', '.join(self.isolation) or 'nothing'}. Took {self.seconds:.0f} s.")
-        return "\n".join(lines)
+        from companion.grading.broken_transformer.report import report
+
+        return report(self)

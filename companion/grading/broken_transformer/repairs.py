@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from companion.debugging.zoo.bug import Bug
 from companion.exercises.broken_transformer import behaviours
 from companion.exercises.broken_transformer.comparing import broken
 from companion.exercises.broken_transformer.planted import Planted, breaks, right_behaviours
 from companion.grading.broken_transformer.marks import Repair, Repairs
+from companion.grading.broken_transformer.strangers import strangers
 from companion.grading.sandbox import Sandbox
 
 __all__ = ["judge_repairs"]
@@ -21,6 +23,7 @@ def judge_repairs(
     seeds: Sequence[int],
     *,
     seconds: float = 6.0,
+    pool: Sequence[Bug] | None = None,
 ) -> Repairs:
     """Judge ``model.py`` and ``train.py``.
 
@@ -34,15 +37,17 @@ def judge_repairs(
         Each draws other inputs. A behaviour is right when it is right for all.
     seconds : float
         Processor time for each file and seed.
+    pool : sequence of Bug, optional
+        What `deal` was given.
     """
     wrong: set[str] = set()
-    errors = []
+    errors: dict[str, str] = {}
     for file in ("model.py", "train.py"):
         for seed in seeds:
             found, error = _behaviours(sandbox, files, file, seed, seconds)
             wrong |= broken(right_behaviours(file, seed), found)
             if error:
-                errors.append(f"{file}: {error}")
+                errors[file] = f"{file}: {error}"
                 break
     touched = frozenset[str]().union(*map(breaks, planted.bugs))
     untouched = set(behaviours.BEHAVIOURS) - touched
@@ -51,7 +56,15 @@ def judge_repairs(
         for bug, marks in zip(planted.bugs, planted.marks, strict=True)
     )
     kept = 1 - len(wrong & untouched) / len(untouched)
-    return Repairs(bugs, kept, tuple(sorted(wrong & untouched)), tuple(errors))
+    foreign = strangers({name: files[name] for name in files if name not in errors}, planted, wrong, pool)
+    return Repairs(
+        bugs,
+        kept,
+        broken=tuple(sorted(wrong & untouched)),
+        errors=tuple(errors.values()),
+        strangers=tuple(bug.title for bug in foreign),
+        unread=tuple(errors),
+    )
 
 
 def _behaviours(

@@ -43,7 +43,9 @@ def judge_tests(
         Processor time for one program, and wall time for all.
     """
     if text is None:
-        return Tests(len(wrong), len(right), 0, 0, errors=("test_broken.py was not handed in",))
+        titles = tuple(program.title for program in (*right, *wrong))
+        missing = ("test_broken.py was not handed in",)
+        return Tests(len(wrong), len(right), 0, 0, errors=missing, unjudged=titles)
     until = time.perf_counter() + budget
     errors: dict[str, None] = {}
     verdicts: list[tuple[str, ...] | None] = []
@@ -65,13 +67,10 @@ def judge_tests(
         variants=len(right),
         killed=sum(bool(verdict) for verdict in killed),
         spared=sum(verdict == () for verdict in spared),
-        survivors=tuple(p.title for p, v in zip(wrong, killed, strict=True) if not v),
-        objected=tuple(
-            f"{p.title} ({'; '.join(v) if v else 'no verdict'})"
-            for p, v in zip(right, spared, strict=True)
-            if v != ()
-        ),
+        survivors=tuple(p.title for p, v in zip(wrong, killed, strict=True) if v == ()),
+        objected=tuple(f"{p.title} ({'; '.join(v)})" for p, v in zip(right, spared, strict=True) if v),
         errors=tuple(errors),
+        unjudged=tuple(p.title for p, v in zip((*right, *wrong), verdicts, strict=True) if v is None),
     )
 
 

@@ -99,7 +99,7 @@ def optimize(
         or the held-out examples do not fit the model or are missing.
     """
     _check_arguments(Path(folder), max_drop, objective)
-    check_folder(Path(out), marker=MANIFEST)
+    check_folder(Path(out), marker=MANIFEST, inputs=[folder])
     threads = threads or get_settings().threads
     source = load_predictor(Path(folder), threads=threads)
     assert isinstance(source, TorchPredictor)  # an ONNX folder was refused
@@ -119,7 +119,7 @@ def optimize(
             tried, found = _measure(Path(folder), Path(work), tried, taken, evidence, plan, threads)
         winner, tied = choose([one for one in tried if one.name in taken], objective) if taken else (None, ())
         if winner is not None:
-            with staged_folder(Path(out), marker=MANIFEST) as staging:
+            with staged_folder(Path(out), marker=MANIFEST, inputs=[folder]) as staging:
                 shutil.copytree(Path(work) / winner.name, staging, dirs_exist_ok=True)
     return Optimization(
         folder=str(folder),
