@@ -219,6 +219,20 @@ def test_lines_name_each_series_and_refuse_too_many() -> None:
         plots.lines([1, 2], {"a": [1]}, x_label="step", y_label="loss", alt=ALT)
 
 
+def test_names_at_the_ends_of_lines_do_not_run_into_each_other() -> None:
+    ends = {"seed 0": 0.69, "seed 1": 0.7, "ln 2": 0.693, "far": 0.1}
+    series = {name: [0.5, end] for name, end in ends.items()}
+    plot = plots.lines([1, 2], series, x_label="rate", y_label="loss", alt=ALT)
+    heights = {
+        name: float(re.search(rf'y="([\d.]+)"[^>]*>{name}<', plot.svg)[1])  # type: ignore[index]
+        for name in ends
+    }
+    places = sorted(heights.values())
+    assert all(below - above >= 12 for above, below in pairwise(places)), heights
+    # A higher value keeps the higher place; the figure counts from above.
+    assert sorted(ends, key=lambda name: -ends[name]) == sorted(heights, key=lambda name: heights[name])
+
+
 def test_nothing_is_left_behind() -> None:
     before = dict(mpl.rcParams)
     bars()

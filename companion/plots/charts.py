@@ -4,10 +4,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
 
 from companion.plots.figures import Plot, figure, show, style
 from companion.plots.palette import PALETTE
 
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+_LINE = 13.0  # points from one line of text to the next
 _FEW = 6  # values on an axis that have room for a label each
 
 
@@ -125,19 +130,49 @@ def lines(
                     f"series {name!r} has {len(values)} values, {len(x)} expected: one for each x"
                 )
             axes.plot(x, values, color=colour)
-            axes.annotate(
-                name,
-                (x[-1], values[-1]),
-                xytext=(6, 0),
-                textcoords="offset points",
-                color=colour,
-                va="center",
-            )
         axes.set(xlabel=x_label, ylabel=y_label, xscale="log" if logarithmic_x else "linear")
         if logarithmic_x and len(x) <= _FEW:  # the values themselves: powers of ten would run into each other
             axes.set_xticks(list(x), [f"{value:g}" for value in x])
             axes.minorticks_off()
+        _name_ends(axes, x[-1], {name: values[-1] for name, values in series.items()})
         return show(drawn, alt=alt)
+
+
+def _name_ends(axes: Axes, x: float, ends: Mapping[str, float]) -> None:
+    """Write each line's name at its end, moved up or down where two names would run into each other."""
+    drawn = axes.get_figure(root=True)
+    assert drawn is not None
+    names = {
+        name: axes.annotate(
+            name, (x, end), xytext=(6, 0), textcoords="offset points", color=colour, va="center"
+        )
+        for colour, (name, end) in zip(PALETTE.series, ends.items(), strict=False)
+        if math.isfinite(end)
+    }
+    drawn.draw_without_rendering()  # the layout decides how far apart two values are
+    points = 72 / drawn.dpi
+    heights = {name: axes.transData.transform((x, ends[name]))[1] * points for name in names}
+    for name, height in _apart(heights, _LINE).items():
+        names[name].set_position((6, height - heights[name]))
+
+
+def _apart(heights: Mapping[str, float], gap: float) -> dict[str, float]:
+    """Move heights as little as needed for neighbours to be `gap` apart: a crowd stays around its middle."""
+    crowds: list[list[str]] = []
+    middles: list[float] = []
+    for name in sorted(heights, key=lambda name: heights[name]):
+        crowd, middle = [name], heights[name]
+        while crowds and middle - middles[-1] < gap * (len(crowd) + len(crowds[-1])) / 2:
+            crowd = crowds.pop() + crowd
+            middles.pop()
+            middle = sum(heights[one] for one in crowd) / len(crowd)
+        crowds.append(crowd)
+        middles.append(middle)
+    return {
+        name: middle + gap * (place - (len(crowd) - 1) / 2)
+        for crowd, middle in zip(crowds, middles, strict=True)
+        for place, name in enumerate(crowd)
+    }
 
 
 def _check_bars(

@@ -5,6 +5,7 @@ Each rule is a function from a notebook to what it found; a test of its own prov
 
 from __future__ import annotations
 
+import ast
 import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -112,6 +113,29 @@ RULES: list[Callable[[nbformat.NotebookNode], Iterator[str]]] = [
 def test_a_notebook_is_clean(path: Path, rule: Callable[[nbformat.NotebookNode], Iterator[str]]) -> None:
     found = list(rule(nbformat.read(path, as_version=4)))
     assert not found, "\n".join(found)
+
+
+def excerpts(markdown: str, folder: Path) -> Iterator[str]:
+    """Return the excerpts of Python files that begin at a function and end before what follows it."""
+    for path, options in re.findall(r"```\{literalinclude\} (\S+\.py)\n(.*?)```", markdown, flags=re.S):
+        start = re.search(r':start-at: "(def .*?)"', options)
+        end = re.search(r':end-before: "(.*?)"', options)
+        if start and end:
+            text = (folder / path).read_text(encoding="utf-8")
+            yield text[text.index(start[1]) :].partition(end[1])[0]
+
+
+def test_an_excerpt_of_a_function_ends_where_the_function_ends() -> None:
+    found = [
+        (path.name, excerpt)
+        for path in NOTEBOOKS
+        for cell in nbformat.read(path, as_version=4).cells
+        if cell.cell_type == "markdown"
+        for excerpt in excerpts(cell.source, path.parent)
+    ]
+    assert found, "the debugging page shows a check as it runs"
+    for name, excerpt in found:
+        assert len(ast.parse(excerpt).body) == 1, f"{name} shows more than a function:\n{excerpt}"
 
 
 def listed(toc: object) -> Iterator[str]:

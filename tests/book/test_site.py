@@ -15,6 +15,7 @@ from urllib.parse import unquote, urldefrag, urljoin, urlsplit
 import pytest
 
 LANDING, FLAGSHIP = "book/index.html", "book/five-minutes.html"
+CHAPTER = "book/training.html"
 SIZES = {"desktop": (1280, 900), "phone": (390, 844)}
 ARGUMENTS = [
     "--no-sandbox",
@@ -208,6 +209,32 @@ def test_every_page_fits_and_loads_nothing_from_elsewhere(
                 assert overflow <= 0, (name, mode, width, page.evaluate(WIDEST))
         page.close()
         assert not wrong, (name, wrong)
+    context.close()
+
+
+# Of code cells, memory ladders and captions: what has more to show than it has room for.
+CUT = """() => [...document.querySelectorAll('div.cell_input pre, .memory-ladder, .memory-ladder caption')]
+    .filter(element => element.scrollWidth > element.clientWidth + 1)
+    .map(element => [element.className || element.tagName, element.scrollWidth, element.clientWidth])"""
+EIGHTY = """() => {
+    const block = document.querySelector('div.cell_input pre')
+    const line = document.createElement('span')
+    line.textContent = 'x'.repeat(80)
+    block.append(line)
+    const needed = line.getBoundingClientRect().width
+    const style = getComputedStyle(block)
+    return block.clientWidth - parseFloat(style.paddingLeft) - parseFloat(style.paddingRight) - needed
+}"""
+
+
+@pytest.mark.browser
+@pytest.mark.parametrize("width", [1280, 1439, 1440])
+def test_a_line_of_80_columns_fits_beside_the_lists(browser: Any, address: str, width: int) -> None:
+    context = browser.new_context(viewport={"width": width, "height": 900})
+    page, _ = open_page(context, urljoin(address, CHAPTER))
+    page.evaluate("document.fonts.ready")
+    assert page.evaluate(EIGHTY) >= 0
+    assert not page.evaluate(CUT)
     context.close()
 
 

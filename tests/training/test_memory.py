@@ -338,6 +338,16 @@ def test_the_table_and_the_plot_say_the_same(classifier, toy, monkeypatch):
     assert "<script>" not in odd._repr_html_()
 
 
+def test_one_repeat_shows_no_interval(classifier, toy, monkeypatch):
+    monkeypatch.setattr(walk, "measure_step", stand_in([2**20] * 7))
+    walked = climb(classifier, toy)
+    first = walked.rungs[0]
+    for low, shown in ((0.6, "0.6"), (0.4, "0.6 (0.4–0.6)")):
+        memory = replace(first.memory, seconds=0.6, seconds_low=low, seconds_high=0.6)
+        rungs = (replace(first, memory=memory), *walked.rungs[1:])
+        assert f"<td class=\"text-right\">{shown}</td>" in replace(walked, rungs=rungs)._repr_html_()
+
+
 @pytest.mark.parametrize(
     ("change", "says"),
     [

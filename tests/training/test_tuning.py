@@ -297,6 +297,12 @@ def test_a_difference_within_the_spread_is_no_winner():
     assert choose([default, noisy, clear], higher_is_better=False).name == "default"
 
 
+def test_a_reason_names_the_settings_of_the_candidate():
+    default = Validated("default", {}, (0.80, 0.84, 0.82), 1.0)
+    other = Validated("second", {"learning_rate": 0.012345, "batch_size": 8}, (0.81, 0.86, 0.82), 1.0)
+    assert "second (learning_rate 0.0123, batch_size 8): 0.83 " in choose([default, other]).reason
+
+
 def test_a_default_that_is_ahead_stays():
     choice = choose([Validated("default", {}, (0.9, 0.9), 1.0), Validated("best", {}, (0.8, 0.8), 1.0)])
     assert (choice.name, choice.distinguishable, choice.p_value) == ("default", False, None)

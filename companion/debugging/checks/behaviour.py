@@ -32,6 +32,8 @@ __all__ = [
     "the_past_is_seen",
 ]
 
+_ENDS = (1, 2, 3, 5, 8, LENGTH - 1)
+
 
 def influence(look: Probe, *, together: bool = True) -> Tensor:
     """Return (seq, seq): how much a change of the token of a row moves the scores at the token of a column.
@@ -90,9 +92,6 @@ def causality(subject: Subject) -> Finding:
         where=culprit.where,
         component=culprit.component,
     )
-
-
-_ENDS = (1, 2, 3, 5, 8, LENGTH - 1)
 
 
 def _leak(look: Probe, changed: int) -> Culprit:

@@ -152,7 +152,9 @@ def _row(ladder: Ladder, rung: Rung) -> tuple[str, ...]:
         peak = f"≥ {peak}, computed" if rung.peak_bytes is not None else "–"
     seconds = "–"
     if memory is not None:
-        seconds = f"{memory.seconds:.3g} ({memory.seconds_low:.3g}–{memory.seconds_high:.3g})"
+        seconds = f"{memory.seconds:.3g}"
+        if memory.seconds_low < memory.seconds_high:  # one repeat has no spread to show
+            seconds += f" ({memory.seconds_low:.3g}–{memory.seconds_high:.3g})"
     first = rung is start
     return (
         rung.name,

@@ -109,7 +109,8 @@ def choose(validated: Sequence[Validated], *, higher_is_better: bool = True, lev
         return Choice(default.name, False, None, f"No configuration has a better mean than {default.name}.")
     p = {one.name: min(1.0, len(others) * _p(one, default, higher_is_better)) for one in others}
     sentence = (
-        f"{best.name}: {_words(best)}; {default.name}: {_words(default)}; {len(best.scores)} seeds, "
+        f"{best.name}{_settings(best)}: {_words(best)}; {default.name}: {_words(default)}; "
+        f"{len(best.scores)} seeds, "
         f"p = {p[best.name]:.2g} after correction for {len(others)} comparisons"
     )
     passed = [one for one in others if p[one.name] < level]
@@ -151,3 +152,12 @@ def _p(one: Validated, other: Validated, higher_is_better: bool) -> float:
 
 def _words(one: Validated) -> str:
     return f"{one.mean:.4g} ± {one.spread:.2g}"
+
+
+def _settings(one: Validated) -> str:
+    """Write what a configuration changes: its rank alone tells a reader nothing to use."""
+    changes = ", ".join(
+        f"{name} {value:.3g}" if isinstance(value, float) else f"{name} {value}"
+        for name, value in one.values.items()
+    )
+    return f" ({changes})" if changes else ""
