@@ -33,7 +33,6 @@ from quantization_candidates import (
     TORCHAO,
     Autocast,
     Elsewhere,
-    Remembered,
     exported,
     peers_exported,
     size_of,
@@ -46,6 +45,7 @@ from store import Store
 
 from companion import artifacts, data, inference, models
 from companion.inference.exporting import feeds_of, to_onnx
+from companion.inference.optimizing.evidence import Remembered
 from companion.inference.quantization.schemes import Fixed, Rows, Scheme, WeightsOnly
 from companion.settings import get_settings
 

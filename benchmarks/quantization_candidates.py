@@ -73,21 +73,6 @@ class Autocast:
             return self.predictor.logits(texts, pairs, batch_size=batch_size)
 
 
-class Remembered:
-    """Asks a predictor once for each batch size. All questions are about the same texts."""
-
-    def __init__(self, predictor: inference.Predictor) -> None:
-        self.predictor, self.labels, self.is_regression = predictor, predictor.labels, predictor.is_regression
-        self.known: dict[int, NDArray[np.float32]] = {}
-
-    def logits(
-        self, texts: Sequence[str], pairs: Sequence[str] | None = None, *, batch_size: int = 32
-    ) -> NDArray[np.float32]:
-        if batch_size not in self.known:
-            self.known[batch_size] = self.predictor.logits(texts, pairs, batch_size=batch_size)
-        return self.known[batch_size]
-
-
 class Elsewhere:
     """Runs a model in the peers' Python, as `quantization_peers.py serve` answers: a line in, a line out."""
 

@@ -14,11 +14,11 @@ from companion.inference.quality.assessment import assess, check_task
 from companion.inference.quality.gate import Gate
 from companion.inference.quality.record import Quality
 
-__all__ = ["Evidence", "Remembered", "gather"]
+__all__ = ["Remembered", "Yardstick", "gather"]
 
 
 class Remembered:
-    """A predictor that answers the same texts once, however often it is asked: a slow reference for many.
+    """A predictor that answers the same batches once, however often it is asked: a slow reference for many.
 
     Parameters
     ----------
@@ -27,7 +27,7 @@ class Remembered:
 
     def __init__(self, predictor: Predictor) -> None:
         self._predictor = predictor
-        self._answers: dict[tuple[tuple[str, ...], tuple[str, ...] | None], NDArray[np.float32]] = {}
+        self._answers: dict[tuple[object, ...], NDArray[np.float32]] = {}
 
     @property
     def labels(self) -> tuple[str, ...]:
@@ -43,7 +43,7 @@ class Remembered:
         self, texts: Sequence[str], pairs: Sequence[str] | None = None, *, batch_size: int = 32
     ) -> NDArray[np.float32]:
         """Compute logits, or look them up; see `companion.inference.Predictor`."""
-        key = tuple(texts), None if pairs is None else tuple(pairs)
+        key = tuple(texts), None if pairs is None else tuple(pairs), batch_size
         if key not in self._answers:
             self._answers[key] = self._predictor.logits(texts, pairs, batch_size=batch_size)
         return self._answers[key].copy()
@@ -56,7 +56,7 @@ class Remembered:
 
 
 @dataclass(frozen=True)
-class Evidence:
+class Yardstick:
     """Held-out examples, and the source's answers to them.
 
     Attributes
@@ -92,7 +92,7 @@ class Evidence:
         return quality, quality.passes(max_drop, called=self.metric)
 
 
-def gather(source: Predictor, held_out: Sequence[Example], task: Task | None = None) -> Evidence:
+def gather(source: Predictor, held_out: Sequence[Example], task: Task | None = None) -> Yardstick:
     """Make evidence of held-out examples.
 
     Parameters
@@ -105,7 +105,7 @@ def gather(source: Predictor, held_out: Sequence[Example], task: Task | None = N
 
     Returns
     -------
-    Evidence
+    Yardstick
 
     Raises
     ------
@@ -131,7 +131,7 @@ def gather(source: Predictor, held_out: Sequence[Example], task: Task | None = N
     check_task(source, task, "the source")
     reference = Remembered(source)
     if count:
-        return Evidence(reference, task, tuple(held_out), True)
+        return Yardstick(reference, task, tuple(held_out), True)
     if source.is_regression:
         raise ValueError(
             "the model predicts a number, and the held-out examples have none to compare it with: give a "
@@ -141,4 +141,4 @@ def gather(source: Predictor, held_out: Sequence[Example], task: Task | None = N
     pairs = [example.pair or "" for example in held_out] if task.paired else None
     chosen = reference.logits([example.text for example in held_out], pairs).argmax(axis=1)
     examples = [example._replace(label=int(label)) for example, label in zip(held_out, chosen, strict=True)]
-    return Evidence(reference, own, tuple(examples), False)
+    return Yardstick(reference, own, tuple(examples), False)

@@ -20,7 +20,7 @@ from companion.inference.exporting import Precision, Traced
 from companion.inference.loading import load_predictor
 from companion.inference.manifest import MANIFEST, MODEL
 from companion.inference.optimizing.choosing import choose
-from companion.inference.optimizing.evidence import Evidence, gather
+from companion.inference.optimizing.evidence import Yardstick, gather
 from companion.inference.optimizing.record import Aim, Optimization, Tried
 from companion.inference.optimizing.trying import Workshop
 from companion.inference.quality.gate import FAILS, UNDECIDED
@@ -148,7 +148,7 @@ def _check_arguments(folder: Path, max_drop: float, objective: str) -> None:
         raise ValueError(f"{folder} is an ONNX folder already, expected the model folder that it was made of")
 
 
-def _apart(calibration: Sequence[Example], evidence: Evidence) -> tuple[tuple[Example, ...], list[str]]:
+def _apart(calibration: Sequence[Example], evidence: Yardstick) -> tuple[tuple[Example, ...], list[str]]:
     """Leave out of the calibration what is held out: it would look better than it is."""
     if not calibration:
         return (), ["int8-fixed was not tried: there are no texts to find its scales with (calibration)."]
@@ -192,7 +192,7 @@ def _measure(
     work: Path,
     tried: Sequence[Tried],
     taken: Sequence[str],
-    evidence: Evidence,
+    evidence: Yardstick,
     plan: BenchmarkPlan,
     threads: int,
 ) -> tuple[list[Tried], Benchmark]:
@@ -212,7 +212,7 @@ def _measure(
 
 
 def _notes(
-    tried: Sequence[Tried], evidence: Evidence, found: Benchmark | None, accept_undecided: bool
+    tried: Sequence[Tried], evidence: Yardstick, found: Benchmark | None, accept_undecided: bool
 ) -> Iterator[str]:
     if not evidence.labelled:
         yield (

@@ -11,7 +11,7 @@ from companion.data import Example
 from companion.inference.exporting import Precision, Traced, feeds_of, write_folder
 from companion.inference.manifest import state_quality
 from companion.inference.optimizing.choosing import refusal
-from companion.inference.optimizing.evidence import Evidence
+from companion.inference.optimizing.evidence import Yardstick
 from companion.inference.optimizing.record import Tried
 from companion.inference.predictor import OnnxPredictor
 from companion.inference.quantization.schemes import Rows, weights_of
@@ -30,7 +30,7 @@ class Workshop:
     Attributes
     ----------
     traced : Traced
-    evidence : Evidence
+    evidence : Yardstick
     calibration : tuple of Example
         May be empty: then ``int8-fixed`` cannot be made.
     max_drop : float
@@ -43,7 +43,7 @@ class Workshop:
     """
 
     traced: Traced
-    evidence: Evidence
+    evidence: Yardstick
     calibration: tuple[Example, ...]
     max_drop: float
     accept_undecided: bool
