@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from companion import data, inference
+from companion import data
 
 BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
 
@@ -143,7 +143,7 @@ def command(words: list[str]) -> None:
 
 def test_the_command_measures_every_precision(measured):
     _, rows = measured
-    precisions = {"fp32", "int8", "int8-fixed", "int8-weights", "int4-weights"}
+    precisions = {"fp32", "int8", "int8-fixed", "int8-weights", "int4-weights", "int2-weights"}
     others = {"standard dynamic INT8", "plain quantize_dynamic", "torch bf16"}
     assert {key.removeprefix("accuracy/") for key in rows if key.startswith("accuracy/")} == (
         precisions | others
@@ -262,4 +262,4 @@ def test_a_configuration_is_run_from_the_encoder_to_the_answers(recovery, encode
     assert again == row
     classifier = recovery.fine_tuned(task, str(encoder_folder), configuration, 0)
     assert classifier.model.config.num_hidden_layers == 1
-    assert inference.TorchPredictor(classifier).labels == ("negative", "positive")
+    assert classifier.labels == ("negative", "positive")

@@ -35,6 +35,7 @@ SHORT_PLAN = BenchmarkPlan(runs=60, batch_sizes=(32,), rounds=9, percents=(50, 9
 
 _MEASURED = 240  # texts: the groups of lengths, and each of its runs another text
 _NARROW: tuple[Precision, ...] = ("int8", "int8-weights", "int8-fixed", "int4-weights")
+"""Not two bits: they are for models that were trained with them."""
 
 
 def optimize(
@@ -51,7 +52,7 @@ def optimize(
     threads: int | None = None,
     progress: Callable[[str], None] = lambda line: None,
 ) -> Optimization:
-    """Try every precision on a model folder, and write the best that stays within a budget of accuracy.
+    """Try every precision down to 4 bits on a model folder, and write the best that stays within a budget of accuracy.
 
     The rules. A candidate may be taken when the release gate passes it: when the bad end of the interval of
     its drop is within the budget. Of those the best by the objective is taken; of several that this run
