@@ -52,7 +52,7 @@ def optimize(
     threads: int | None = None,
     progress: Callable[[str], None] = lambda line: None,
 ) -> Optimization:
-    """Try every precision down to 4 bits on a model folder, and write the best that stays within a budget of accuracy.
+    """Try every precision down to 4 bits on a folder, and write the best within a budget of accuracy.
 
     The rules. A candidate may be taken when the release gate passes it: when the bad end of the interval of
     its drop is within the budget. Of those the best by the objective is taken; of several that this run
