@@ -51,7 +51,9 @@ COLUMNS = ("--text-column", "text", "--label-column", "label")
 
 def test_mistakes_in_the_arguments(refused, csv, tmp_path):
     out = tmp_path / "out"
-    assert "Missing command" in refused()
+    assert "Missing command. Try: companion --help" in refused()
+    assert "Try: companion train --help" in refused("train")
+    assert "Try: companion artifacts clear --help" in refused("artifacts", "clear", "--nothing")
     assert "Missing command" in refused("artifacts")
     assert "trian" in refused("trian")
     assert "--out" in refused("train")
@@ -88,6 +90,9 @@ def test_mistakes_in_the_arguments(refused, csv, tmp_path):
         ("--weight-decay", "-1", "weight_decay is -1"),
     ):
         assert words in refused("train", "--out", out, "--data", csv, *COLUMNS, option, value)
+    said = refused("share", tmp_path, out, "--license", "apache2")
+    assert "the license is 'apache2', expected an identifier of the hub, such as apache-2.0" in said
+    assert "the license is 'foo'" in refused("share", tmp_path, out, "--license", "foo")
     assert "give --repo OWNER/NAME" in refused("share", tmp_path, out, "--upload")
     assert "'int4'" in refused("export", tmp_path, out, "--precision", "int4")
     assert "--port" in refused("serve", tmp_path, "--port", 65536)
@@ -354,6 +359,7 @@ def test_artifacts_are_listed_and_cleared(run, tmp_path, monkeypatch):
     assert [item["name"] for item in json.loads(run("artifacts", "list", "--json")[1])["artifacts"]] == [
         "two"
     ]
+    assert "1 artifact in" in run("artifacts", "list")[1]
     assert run("artifacts", "clear")[0] == 0
     assert json.loads(run("artifacts", "list", "--json")[1])["artifacts"] == []
 

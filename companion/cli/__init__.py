@@ -45,7 +45,7 @@ app.add_typer(store, name="artifacts")
 def main() -> NoReturn:
     """Run the command line: 0 when all went well, 2 after a mistake, with one line that says what to do."""
     try:
-        code = app(standalone_mode=False)
+        code = app(standalone_mode=False, prog_name="companion")
     except (ValueError, OSError) as error:
         _fail(_one_line(error))
     except KeyboardInterrupt:
@@ -54,7 +54,8 @@ def main() -> NoReturn:
         message = getattr(error, "format_message", None)  # a mistake in the arguments
         if message is None:
             raise
-        _fail(f"{_one_line(message())} Try: companion --help")
+        context = getattr(error, "ctx", None)
+        _fail(f"{_one_line(message())} Try: {context.command_path if context else 'companion'} --help")
     sys.exit(code if isinstance(code, int) else 0)
 
 

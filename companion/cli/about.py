@@ -48,7 +48,8 @@ def list_artifacts(as_json: Json = False) -> None:
         return
     for entry in stored:
         typer.echo(f"{entry.bytes / 2**20:8.1f} MiB  {entry.made_at}  {entry.name}  {entry.key[:12]}")
-    typer.echo(f"{len(stored)} artifacts in {get_settings().home}")
+    plural = "" if len(stored) == 1 else "s"
+    typer.echo(f"{len(stored)} artifact{plural} in {get_settings().home}")
 
 
 def clear_artifacts(

@@ -142,14 +142,14 @@ def _data(
 
 def _loader(text: str) -> Any:
     """Call what makes a loader."""
-    from companion.debugging.adapters.calls import refuse_parameters
+    from companion.debugging.adapters.calls import kind_of, refuse_parameters
     from companion.debugging.adapters.locating import located
 
     function = located(text)
     refuse_parameters(function, text, "a loader")
     made = function()
     if not hasattr(made, "__iter__"):
-        raise ValueError(f"{text}() returned a {type(made).__name__}, expected a loader of batches")
+        raise ValueError(f"{text}() returned {kind_of(made)}, expected a loader of batches")
     return made
 
 

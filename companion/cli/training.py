@@ -174,7 +174,7 @@ def train(
         "examples": len(examples.train),
         "examples_per_second": run.examples_per_second,
         "steps": len(run.steps),
-        "seconds": run.seconds,
+        "seconds": round(run.seconds, 3),  # of a run that was resumed at its end next to none
         "precision": run.precision,
         "device": run.device,
         "processes": run.processes,

@@ -55,7 +55,8 @@ def split_file(
     )
     if len(read.examples) < _LEAST:
         raise ValueError(
-            f"{path} has {len(read.examples)} rows, expected at least {_LEAST} to train and to score"
+            f"{path}: rows found: {len(read.examples)}, expected at least {_LEAST} to train and to score; "
+            "give more"
         )
     if len(read.labels) < 2:
         raise ValueError(

@@ -71,7 +71,8 @@ class Checkpoints:
             raise ValueError(f"{self.folder} is a file: expected a folder for checkpoints; give another name")
         if not resume and list_checkpoints(self.folder):
             raise ValueError(
-                f"{self.folder} holds checkpoints of an earlier run: resume it, or give another folder"
+                f"{self.folder} holds checkpoints of an earlier run: resume it, or give another folder "
+                "(--resume, --checkpoints)"
             )
         with readable(f"{self.folder} cannot be written", "give another folder", RIGHTS | FULL):
             self.folder.mkdir(parents=True, exist_ok=True)

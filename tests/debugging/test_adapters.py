@@ -128,7 +128,7 @@ def test_a_model_that_breaks_is_still_a_subject():
 def test_models_that_are_refused():
     for model, task, words in (
         (bare, "translation", "the task is 'translation', expected one of: classification"),
-        (lambda: 5, "classification", "returned a int, expected a torch.nn.Module"),
+        (lambda: 5, "classification", "returned an int, expected a torch.nn.Module"),
         (Transformer, "classification", "Transformer needs config, expected a function without arguments"),
         (bare, "clm", r"returns \(batch, numbers\), and causal language model needs scores for each token"),
         (lambda: Transformer(CAUSAL), "classification", r"returns \(batch, seq, numbers\)"),

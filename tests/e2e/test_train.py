@@ -68,6 +68,7 @@ def test_killed_and_run_again(command, tmp_path):
     assert "belongs to another run: its config.learning_rate is 0.003" in other
     started = refused([*command, "--out", str(out), "--checkpoint-every", "3"])
     assert "holds checkpoints of an earlier run: resume it" in started
+    assert "--resume" in started
     again = told([*command, "--out", str(out), *safe])
     assert again["resumed_from"] >= 3
     assert again["steps"] == whole["steps"]

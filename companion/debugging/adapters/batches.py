@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from companion.data import Batch
+from companion.debugging.adapters.calls import kind_of
 
 __all__ = ["BatchForm", "form_of", "joined", "read_batches"]
 
@@ -107,7 +108,7 @@ def form_of(raw: Any) -> BatchForm:
             return BatchForm({name: place for place, name in enumerate(places)}, True, {}, False, rebuild)
     if isinstance(raw, Tensor):
         return BatchForm({"input_ids": 0}, True, {}, False, lambda parts: parts[0])
-    found = f"a {type(raw).__name__}" + (f" of {len(raw)}" if isinstance(raw, Sequence) else "")
+    found = kind_of(raw) + (f" of {len(raw)}" if isinstance(raw, Sequence) else "")
     raise ValueError(
         f"a batch of the loader is {found}, expected a dict with input_ids, or (inputs, labels), "
         "or (inputs, mask, labels)"

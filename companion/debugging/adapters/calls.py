@@ -6,7 +6,7 @@ import inspect
 from collections.abc import Callable, Mapping
 from typing import Any
 
-__all__ = ["NAMES", "named_call", "refuse_parameters", "takes"]
+__all__ = ["NAMES", "kind_of", "named_call", "refuse_parameters", "takes"]
 
 NAMES: Mapping[str, tuple[str, ...]] = {
     "model": ("model", "net", "network", "module"),
@@ -79,6 +79,12 @@ def takes(function: Callable[..., Any], offered: tuple[str, ...], what: str) -> 
             f"what they take ({listed}), or give the others a default"
         )
     return plan
+
+
+def kind_of(value: object) -> str:
+    """Return the type of a value with its article, for errors."""
+    name = type(value).__name__
+    return f"{'an' if name[0] in 'aeiouAEIOU' else 'a'} {name}"
 
 
 def refuse_parameters(function: Callable[..., Any], name: str, makes: str) -> None:

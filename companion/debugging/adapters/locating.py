@@ -11,6 +11,8 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+from companion.debugging.adapters.calls import kind_of
+
 __all__ = ["located"]
 
 
@@ -44,7 +46,7 @@ def located(text: str) -> Callable[..., Any]:
             raise ValueError(f"{home} has no {name!r}; it has: {listed}")
         found = getattr(found, part)
     if not callable(found):
-        raise ValueError(f"{text} is a {type(found).__name__}, expected a function or a class")
+        raise ValueError(f"{text} is {kind_of(found)}, expected a function or a class")
     return found  # type: ignore[no-any-return]
 
 

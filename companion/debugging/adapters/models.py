@@ -11,7 +11,7 @@ import torch
 from torch import nn
 from torch.nn import Parameter
 
-from companion.debugging.adapters.calls import named_call, refuse_parameters, takes
+from companion.debugging.adapters.calls import kind_of, named_call, refuse_parameters, takes
 from companion.debugging.subject import MakeModel, MakeOptimizer, MakeSchedule, copies_of
 
 __all__ = ["maker_of", "optimizer_maker", "schedule_maker"]
@@ -46,7 +46,7 @@ def maker_of(model: nn.Module | Callable[[], Any], fresh: bool | None) -> tuple[
     def make() -> nn.Module:
         made = model()
         if not isinstance(made, nn.Module):
-            raise ValueError(f"{name}() returned a {type(made).__name__}, expected a torch.nn.Module")
+            raise ValueError(f"{name}() returned {kind_of(made)}, expected a torch.nn.Module")
         return made.cpu()
 
     refuse_parameters(model, name, "a model")
@@ -81,9 +81,7 @@ def optimizer_maker(
     def make(model: nn.Module) -> torch.optim.Optimizer:
         made = named_call(optimizer, plan, {"model": model})
         if not isinstance(made, torch.optim.Optimizer):
-            raise ValueError(
-                f"the optimizer factory returned a {type(made).__name__}, expected a torch optimizer"
-            )
+            raise ValueError(f"the optimizer factory returned {kind_of(made)}, expected a torch optimizer")
         return made
 
     return make

@@ -7,6 +7,7 @@ import re
 import shutil
 from collections.abc import Sequence
 from dataclasses import replace
+from difflib import get_close_matches
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,6 +16,7 @@ from companion.training.sharing.cards import model_card
 from companion.training.sharing.checks import validate
 from companion.training.sharing.files import ATTRIBUTES, CARD, LARGE, SHARED, Problem, unfit
 from companion.training.sharing.gathering import is_place
+from companion.training.sharing.licences import LICENCES
 from companion.training.sharing.reports import REPORT, WEIGHTS, read_report, write_report
 
 if TYPE_CHECKING:
@@ -174,8 +176,12 @@ def _check_identifiers(repo_id: str | None, license: str | None, language: Seque
         raise ValueError(
             f"the repository's name is {repo_id!r}, expected NAME or OWNER/NAME: {error}"
         ) from None
-    if license is not None and not re.fullmatch(r"[a-z0-9][a-z0-9.+-]*", license):
-        raise ValueError(f"the license is {license!r}, expected the hub's identifier, such as apache-2.0")
+    if license is not None and license not in LICENCES:
+        near = get_close_matches(license.lower(), sorted(LICENCES), n=3, cutoff=0.5) or ["apache-2.0"]
+        raise ValueError(
+            f"the license is {license!r}, expected an identifier of the hub, such as {', '.join(near)}; "
+            "for one that it does not know give 'other'"
+        )
     if isinstance(language, str):
         raise ValueError(f"language is {language!r}, expected a sequence of codes: ({language!r},)")
     for code in language:
