@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -97,6 +98,45 @@ def test_text_of_the_solution_goes_and_text_of_the_exercise_comes(tool: ModuleTy
 def test_marks_that_would_spoil_the_page_are_refused(tool: ModuleType, code: str, says: str) -> None:
     with pytest.raises(ValueError, match=says):
         tool.exercise(notebook(("code", code)))
+
+
+def broken_page(tool: ModuleType) -> list[str]:
+    solved = json.loads((ROOT / "solutions" / "broken-transformer.ipynb").read_text(encoding="utf-8"))
+    return sources(tool.exercise(solved))
+
+
+def test_an_empty_folder_of_the_learners_own_is_dealt_into(tool: ModuleType, tmp_path: Path) -> None:
+    [cell] = [text for text in broken_page(tool) if text.startswith('mine = ""')]
+    own = tmp_path / "mine"
+    own.mkdir()
+    dealt = []
+
+    class Deals:
+        @staticmethod
+        def deal(folder: Path) -> None:
+            dealt.append(folder)
+            (folder / "exercise.json").write_text("{}")
+
+    for _ in range(2):
+        scope: dict[str, Any] = {"Path": Path, "broken_transformer": Deals}
+        exec(cell.replace('mine = ""', f"mine = {str(own)!r}"), scope)
+    assert dealt == [own], "an empty folder is dealt into, a dealt one is left alone"
+
+
+def test_the_page_warns_before_it_names_a_bug(tool: ModuleType) -> None:
+    page = "\n".join(broken_page(tool))
+    assert page.count(":::{warning}") == 1
+    before = page[: page.index(":::{warning}")]
+    told = re.compile(r"attention.mask|\bmask|learning.rate|warm.?up|dropout", flags=re.I)
+    assert not told.search(before), "nothing before the warning points at a bug"
+    assert not [line for line in page.splitlines() if line.startswith("#") and told.search(line)]
+
+
+def test_the_page_and_the_task_say_what_a_diff_shows(tool: ModuleType) -> None:
+    page = "\n".join(broken_page(tool))
+    told = (ROOT / "book" / "exercises" / "teaching.md").read_text(encoding="utf-8")
+    for file in ("companion/models/transformer.py", "companion/debugging/recipe.py"):
+        assert (ROOT / file).is_file() and file in page and file in told
 
 
 def test_no_answer_is_left_on_a_page(tool: ModuleType) -> None:

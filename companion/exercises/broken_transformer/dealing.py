@@ -83,9 +83,9 @@ Hand in four files, in this folder:
    and on right transformers that are not this one: other norms, other positions, untied tables. A test that
    objects to those costs as much as one that misses a bug. Use small models: all of them have 3 seconds.
 
-The repairs are worth 50 marks of 100, the diagnosis 20, your tests 30. The right code is in the package that
-you have installed, and comparing the files shows the lines. That gives the repairs away, and neither the
-reason nor a test that finds the next bug: these are the other 50.
+The repairs are worth 50 marks of 100, the diagnosis 20, your tests 30. The right code is
+in the package that you have installed, and comparing the files gives the repairs and their places away. It
+gives away neither why a line is wrong, nor a test that finds the next bug.
 
 Check as you go, in Python:
 
