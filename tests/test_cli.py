@@ -90,9 +90,10 @@ def test_mistakes_in_the_arguments(refused, csv, tmp_path):
         ("--weight-decay", "-1", "weight_decay is -1"),
     ):
         assert words in refused("train", "--out", out, "--data", csv, *COLUMNS, option, value)
-    said = refused("share", tmp_path, out, "--license", "apache2")
+    (tmp_path / "model").mkdir()
+    said = refused("share", tmp_path / "model", out, "--license", "apache2")
     assert "the license is 'apache2', expected an identifier of the hub, such as apache-2.0" in said
-    assert "the license is 'foo'" in refused("share", tmp_path, out, "--license", "foo")
+    assert "the license is 'foo'" in refused("share", tmp_path / "model", out, "--license", "foo")
     assert "give --repo OWNER/NAME" in refused("share", tmp_path, out, "--upload")
     assert "'int4'" in refused("export", tmp_path, out, "--precision", "int4")
     assert "--port" in refused("serve", tmp_path, "--port", 65536)

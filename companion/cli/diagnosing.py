@@ -125,7 +125,8 @@ def _data(
         return task, {}, ()
     source = Source(task if task in TASKS else None, data, *columns)
     kind = task or "classification"
-    labels, is_regression = (), None
+    labels: tuple[str, ...] = ()
+    is_regression: bool | None = None
     if (kind in TASKS or kind == "classification") and Path(model).is_dir():
         from companion.models.loading import declared
 

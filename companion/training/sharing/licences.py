@@ -1,4 +1,4 @@
-"""The hub's identifiers of licences: for any other text it shows none, and no search finds the model by it."""
+"""The hub's identifiers of licences: for another text it shows none, and no search finds the model by it."""
 
 from __future__ import annotations
 
