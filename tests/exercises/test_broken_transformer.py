@@ -5,13 +5,15 @@ from __future__ import annotations
 import json
 import re
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from companion.debugging.zoo.editing import right_source
 from companion.exercises.broken_transformer import HANDED_IN, deal, exercise, load_module, seed_of
-from companion.exercises.broken_transformer.planted import DEFAULT, breaks, plant
+from companion.exercises.broken_transformer.planted import DEFAULT, breaks, candidates, plant
+from companion.exercises.broken_transformer.trained import combine, suits, trained
 
 
 @pytest.fixture(scope="module")
@@ -76,6 +78,37 @@ def test_the_default_deal_has_a_name_and_other_words_are_refused(folder, tmp_pat
     (folder / "exercise.json").symlink_to(tmp_path)
     with pytest.raises(FileNotFoundError, match="no exercise"):
         seed_of(folder)
+
+
+def test_what_is_dealt_was_measured_to_be_what_the_page_says():
+    guess, right, runs = trained()
+    for seed in (1, 2, 3):
+        bugs = plant(seed).bugs
+        assert all(runs[bug.name].differs and suits(bug) for bug in bugs) and combine(bugs)
+        assert all(guess + 0.1 < runs[bug.name].accuracy for bug in bugs)
+        assert min(runs[bug.name].accuracy for bug in bugs) < right
+    for family in candidates():
+        assert len([bug for bug in family if suits(bug)]) >= 2
+
+
+@pytest.mark.parametrize(
+    ("name", "why"),
+    [
+        ("class-without-weight", "its loss falls to nothing, and it guesses"),
+        ("schedule-too-fast", "its loss hardly falls"),
+        ("padding-counts-as-wrong", "a classifier does not notice"),
+        ("mean-of-means", "a classifier does not notice"),
+    ],
+)
+def test_a_bug_that_does_not_fit_the_page_is_not_dealt(name, why):
+    [bug] = [bug for family in candidates() for bug in family if bug.name == name]
+    assert not suits(bug), why
+
+
+def test_a_bug_that_was_edited_since_it_was_measured_is_not_dealt():
+    bug = next(bug for family in candidates() for bug in family if suits(bug))
+    [edit, *others] = bug.edits
+    assert not suits(replace(bug, edits=(replace(edit, after=f"{edit.after} "), *others)))
 
 
 def test_a_pool_without_three_families_is_refused():

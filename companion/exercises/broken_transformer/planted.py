@@ -16,6 +16,7 @@ from companion.debugging.zoo.bug import Bug, Edit
 from companion.debugging.zoo.editing import edited, source_of
 from companion.exercises.broken_transformer.behaviours import measure, names_of
 from companion.exercises.broken_transformer.comparing import broken
+from companion.exercises.broken_transformer.trained import combine, suits
 from companion.models import transformer
 
 __all__ = [
@@ -26,6 +27,7 @@ __all__ = [
     "Seed",
     "behaviours_of",
     "breaks",
+    "candidates",
     "plant",
     "right_behaviours",
     "zoo",
@@ -149,7 +151,7 @@ def zoo() -> tuple[Bug, ...]:
 
 
 def plant(seed: Seed = "default", pool: Sequence[Bug] | None = None) -> Planted:
-    """Choose three bugs that can be told apart by behaviour.
+    """Choose three bugs that can be told apart by behaviour; of the zoo, those that `suits` lets through.
 
     Parameters
     ----------
@@ -167,24 +169,31 @@ def plant(seed: Seed = "default", pool: Sequence[Bug] | None = None) -> Planted:
         return _planted(DEFAULT, seed)
     if type(seed) is not int:
         raise ValueError(f'the seed is {seed!r}, expected a whole number or "default"')
-    bugs = zoo() if pool is None else tuple(pool)
-    places = {"architecture": "transformer", "training": "recipe", "data": "recipe"}
-    candidates = [
-        [bug for bug in bugs if bug.family == family and {e.file for e in bug.edits} == {places[family]}]
-        for family in FAMILIES
-    ]
-    choices = list(product(*candidates))
+    families = [[bug for bug in family if pool is not None or suits(bug)] for family in candidates(pool)]
+    choices = list(product(*families))
     random.Random(f"broken transformer/{seed}").shuffle(choices)
     for choice in choices:
+        if pool is None and not combine(choice):
+            continue
         if sum(bug.silent for bug in choice) >= 2 and all(map(_shows, choice)):
             try:
                 return _planted(choice, seed)
             except ValueError:  # two edit the same lines, or one hides another
                 continue
     raise ValueError(
-        f"{len(bugs)} bugs hold no architecture, training and data bug that can be combined: "
+        f"{sum(map(len, families))} bugs hold no architecture, training and data bug that can be combined: "
         "give a larger pool"
     )
+
+
+def candidates(pool: Sequence[Bug] | None = None) -> list[list[Bug]]:
+    """Return for each of `FAMILIES` the bugs that lie in its file alone: the zoo's, or those of a pool."""
+    places = {"architecture": "transformer", "training": "recipe", "data": "recipe"}
+    bugs = zoo() if pool is None else tuple(pool)
+    return [
+        [bug for bug in bugs if bug.family == family and {e.file for e in bug.edits} == {places[family]}]
+        for family in FAMILIES
+    ]
 
 
 def breaks(bug: Bug) -> frozenset[str]:
