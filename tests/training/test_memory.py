@@ -345,7 +345,7 @@ def test_one_repeat_shows_no_interval(classifier, toy, monkeypatch):
     for low, shown in ((0.6, "0.6"), (0.4, "0.6 (0.4–0.6)")):
         memory = replace(first.memory, seconds=0.6, seconds_low=low, seconds_high=0.6)
         rungs = (replace(first, memory=memory), *walked.rungs[1:])
-        assert f"<td class=\"text-right\">{shown}</td>" in replace(walked, rungs=rungs)._repr_html_()
+        assert f'<td class="text-right">{shown}</td>' in replace(walked, rungs=rungs)._repr_html_()
 
 
 @pytest.mark.parametrize(
