@@ -40,8 +40,8 @@ class Submission:
     def row(self) -> dict[str, str]:
         """Return a row of the table: marks, and in one cell what kept anything from being judged."""
         one = self.grade
-        parts = {"repairs": one.repairs, "diagnosis": one.diagnosis, "tests": one.tests}
-        marks = {name: getattr(one.weights, name) * part.score for name, part in parts.items()}
+        scores = {"repairs": one.repairs.score, "diagnosis": one.diagnosis.score, "tests": one.tests.score}
+        marks = {name: getattr(one.weights, name) * score for name, score in scores.items()}
         strangers = tuple(f"not dealt: {title}" for title in one.repairs.strangers)
         said = (*one.errors, *one.repairs.errors, *one.diagnosis.errors, *one.tests.errors, *strangers)
         return {
