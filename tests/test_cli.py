@@ -204,7 +204,8 @@ def test_an_output_that_is_an_input(refused, csv, model_folder, onnx_folder, tmp
     (tmp_path / "manifest.json").write_text("{}")
     assert words in refused("export", model, tmp_path)
     check = ("--check-on", model / "reviews.csv", *COLUMNS)
-    assert words in refused("export", model_folder, model, *check)
+    for command in ("export", "optimize"):
+        assert words in refused(command, model_folder, model, *check)
     calibrate = ("--precision", "int8-fixed", "--calibrate", model / "reviews.csv", "--text-column", "text")
     assert words in refused("export", model_folder, model, *calibrate)
     for out in (model, tmp_path, model / "below"):

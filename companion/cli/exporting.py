@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, cast
 
 import typer
 
-from companion.cli.held_out import HeldOut, calibration
+from companion.cli.held_out import HeldOut, calibration, inputs_of
 from companion.cli.options import Json, LabelColumn, PairColumn, TextColumn, show
 
 if TYPE_CHECKING:
@@ -67,7 +67,7 @@ def export(
     from companion.artifacts import staged_folder
 
     # Entered before the heavy imports: a mistake in OUT is told at once.
-    inputs = [folder, *(Path(name) for name in (check_on, calibrate, data) if name and Path(name).exists())]
+    inputs = inputs_of(folder, check_on, calibrate, data)
     with staged_folder(out, marker="manifest.json", inputs=inputs) as staging:
         from companion import inference
 

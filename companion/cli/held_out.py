@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from companion.data import Example, Task
     from companion.inference import Predictor
 
-__all__ = ["HeldOut", "calibration", "set_aside"]
+__all__ = ["HeldOut", "calibration", "inputs_of", "set_aside"]
 
 _CALIBRATION = 256
 """Texts, at most: more do not move the ranges."""
@@ -107,6 +107,11 @@ def calibration(
     if not text_column:
         raise ValueError("--calibrate FILE needs --text-column")
     return load_file(Path(name), text_column=text_column, pair_column=pair_column).examples[:_CALIBRATION]
+
+
+def inputs_of(folder: Path, *names: str | Path | None) -> list[Path]:
+    """Return what a command reads: a model folder, and those of the names that are files or folders."""
+    return [folder, *(Path(name) for name in names if name and Path(name).exists())]
 
 
 def set_aside(examples: Sequence[Example], seed: int = 0) -> tuple[list[Example], list[Example]]:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, cast
 
 import typer
 
-from companion.cli.held_out import HeldOut, calibration, set_aside
+from companion.cli.held_out import HeldOut, calibration, inputs_of, set_aside
 from companion.cli.options import Json, LabelColumn, PairColumn, TextColumn, Threads
 
 if TYPE_CHECKING:
@@ -79,7 +79,8 @@ def optimize(
     texts = None if calibrate is None else calibration(calibrate, data, text_column, pair_column)
     from companion.artifacts import check_folder
 
-    check_folder(out, marker="manifest.json")  # before the heavy imports: a mistake in OUT is told at once
+    # Before the heavy imports: a mistake in OUT is told at once.
+    check_folder(out, marker="manifest.json", inputs=inputs_of(folder, check_on, calibrate, data))
     from dataclasses import replace
 
     from companion.inference import optimize as search

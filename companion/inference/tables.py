@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 
-__all__ = ["table"]
+__all__ = ["ratio_with_spread", "table"]
 
 
 def table(title: str, rows: Sequence[Mapping[str, str]], *, left: Collection[str] = ()) -> str:
@@ -30,3 +30,8 @@ def table(title: str, rows: Sequence[Mapping[str, str]], *, left: Collection[str
         for row in (head, *rows)
     ]
     return "\n".join([title, *lines] if title else lines)
+
+
+def ratio_with_spread(value: float, spread: tuple[float, float]) -> str:
+    """Write a ratio with the lowest and the highest of its rounds."""
+    return f"{value:.2f} ({spread[0]:.2f} to {spread[1]:.2f})"

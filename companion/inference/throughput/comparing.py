@@ -11,7 +11,7 @@ from typing import Any
 from tokenizers import Encoding
 
 from companion.inference.predictor import OnnxPredictor
-from companion.inference.tables import table
+from companion.inference.tables import ratio_with_spread, table
 from companion.inference.throughput.cost import BatchCost, fit_cost
 from companion.inference.throughput.curves import batch_curve
 from companion.inference.throughput.grouping import (
@@ -105,7 +105,7 @@ class GroupingReport:
                 "tokens not padding": f"{run.padding.efficiency:.0%}",
                 "texts/s": f"{run.seconds.rate(run.padding.texts)[0]:.0f}",
                 "texts/CPU s": f"{run.cpu_seconds.rate(run.padding.texts)[0]:.0f}",
-                "times faster": f"{run.faster:.2f} ({run.spread[0]:.2f} to {run.spread[1]:.2f})",
+                "times faster": ratio_with_spread(run.faster, run.spread),
             }
             for run in self.runs
         ]

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from companion.inference.predictor import OnnxPredictor
-from companion.inference.tables import table
+from companion.inference.tables import ratio_with_spread, table
 from companion.inference.throughput.grouping import by_budget, by_length
 from companion.inference.throughput.traffic import mixed_texts
 from companion.inference.throughput.workers import Assignment, Workers
@@ -152,7 +152,7 @@ class PlacementReport:
                 "texts/s": f"{run.seconds.rate(self.texts)[0]:.0f}",
                 "texts/CPU s": f"{run.cpu_seconds.rate(self.texts)[0]:.0f}",
                 "MB": f"{run.memory / 1e6:.0f}",
-                "times faster": f"{run.faster:.2f} ({run.spread[0]:.2f} to {run.spread[1]:.2f})",
+                "times faster": ratio_with_spread(run.faster, run.spread),
             }
             for run in self.runs
         ]

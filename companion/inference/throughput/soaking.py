@@ -21,7 +21,7 @@ import psutil
 
 from companion.inference.predictor import OnnxPredictor
 from companion.inference.sessions import Memory
-from companion.inference.tables import table
+from companion.inference.tables import ratio_with_spread, table
 from companion.inference.throughput.growth import Growth, MemorySample, growth_of
 from companion.inference.throughput.traffic import mixed_texts
 from companion.inference.timing import ratio, side_by_side
@@ -126,7 +126,7 @@ class SoakReport:
                     *(1e-6 * part for part in asdict(found.growth.slope).values())
                 ),
                 "verdict": found.growth.verdict,
-                "times faster": f"{found.faster:.2f} ({found.spread[0]:.2f} to {found.spread[1]:.2f})",
+                "times faster": ratio_with_spread(found.faster, found.spread),
             }
             for found in self.soaks
         ]
