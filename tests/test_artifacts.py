@@ -16,6 +16,7 @@ from pathlib import Path
 
 import pytest
 
+from companion import artifacts
 from companion.artifacts import clear, digest, entries, machine, make, record, staged_file, staged_folder
 
 
@@ -510,3 +511,26 @@ def test_a_staged_file_needs_a_place(tmp_path: Path) -> None:
     with pytest.raises(OSError, match=r"cannot be written \(no such file"), staged_file(tmp_path / "a" / "b"):
         pytest.fail("nothing may be written")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_stored_measurements_are_found_from_any_folder_below(tmp_path, monkeypatch):
+    rows = {
+        "one": {"date": "2026-11-20T01:00", "machine": {"cpu": "X"}},
+        "two": {"date": "2026-11-22", "machine": {}},
+    }
+    (tmp_path / "benchmarks/results").mkdir(parents=True)
+    (tmp_path / "benchmarks/results/speed.json").write_text(json.dumps({"settings": {}, "rows": rows}))
+    (tmp_path / "book/chapter").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path / "book/chapter")
+    assert artifacts.benchmark_file("speed") == tmp_path / "benchmarks/results/speed.json"
+    assert artifacts.benchmark_rows("speed") == rows
+    assert artifacts.benchmark_file("unknown") is None
+    assert artifacts.benchmark_rows("unknown") == {}
+
+
+def test_stored_measurements_say_when_and_where():
+    one = {"date": "2026-11-20T01:00", "machine": {"cpu": "X"}}
+    assert artifacts.benchmark_stamp({"a": one}) == "1 runs stored, 2026-11-20, on X"
+    both = {"a": one, "b": {"date": "2026-11-22", "machine": {}}}
+    assert artifacts.benchmark_stamp(both) == "2 runs stored, 2026-11-20 to 2026-11-22, on X and unknown"
+    assert artifacts.benchmark_stamp({}) == "0 runs stored, never, on no machine"

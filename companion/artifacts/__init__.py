@@ -7,6 +7,7 @@ rename, complete or not at all; each time it is opened its files are compared wi
 
 from __future__ import annotations
 
+from companion.artifacts.benchmarks import benchmark_file, benchmark_rows, benchmark_stamp
 from companion.artifacts.digests import JSON, digest
 from companion.artifacts.hardware import cpu_features, machine
 from companion.artifacts.staging import check_folder, staged_file, staged_folder
@@ -15,6 +16,9 @@ from companion.artifacts.store import Entry, clear, entries, make, record
 __all__ = [
     "JSON",
     "Entry",
+    "benchmark_file",
+    "benchmark_rows",
+    "benchmark_stamp",
     "check_folder",
     "clear",
     "cpu_features",
