@@ -530,7 +530,7 @@ def test_stored_measurements_are_found_from_any_folder_below(tmp_path, monkeypat
 
 def test_stored_measurements_say_when_and_where():
     one = {"date": "2026-11-20T01:00", "machine": {"cpu": "X"}}
-    assert artifacts.benchmark_stamp({"a": one}) == "1 runs stored, 2026-11-20, on X"
+    assert artifacts.benchmark_stamp({"a": one}) == "stored runs: 1, 2026-11-20, on X"
     both = {"a": one, "b": {"date": "2026-11-22", "machine": {}}}
-    assert artifacts.benchmark_stamp(both) == "2 runs stored, 2026-11-20 to 2026-11-22, on X and unknown"
-    assert artifacts.benchmark_stamp({}) == "0 runs stored, never, on no machine"
+    assert artifacts.benchmark_stamp(both) == "stored runs: 2, 2026-11-20 to 2026-11-22, on X and unknown"
+    assert artifacts.benchmark_stamp({}) == "stored runs: 0, never, on no machine"

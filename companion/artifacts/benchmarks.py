@@ -38,4 +38,4 @@ def benchmark_stamp(rows: Mapping[str, Mapping[str, Any]]) -> str:
     days = sorted({row["date"][:10] for row in rows.values()})
     machines = sorted({row["machine"].get("cpu", "unknown") for row in rows.values()})
     period = " to ".join(dict.fromkeys((days[0], days[-1]))) if days else "never"
-    return f"{len(rows)} runs stored, {period}, on {' and '.join(machines) or 'no machine'}"
+    return f"stored runs: {len(rows)}, {period}, on {' and '.join(machines) or 'no machine'}"
