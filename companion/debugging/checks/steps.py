@@ -34,7 +34,7 @@ NOISE, ALARM = 1e-3, 1e-2
 
 def learner(subject: Subject, start: nn.Module | None = None) -> tuple[nn.Module, torch.optim.Optimizer]:
     """Return a model in training mode and its optimizer; with the weights of another if one is given."""
-    model = subject.model(jitter=True)
+    model = subject.model(jitter=start is None)
     if start is not None:
         model.load_state_dict(start.state_dict())
     model.zero_grad(set_to_none=True)
