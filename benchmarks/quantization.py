@@ -51,6 +51,8 @@ from companion.settings import get_settings
 
 PARTS = ("accuracy", "speed", "peers", "sensitivity", "qat")
 BATCHES = (1, 8, 32)
+FEW = 32
+"""Texts for what is many times slower where the processor lacks its instructions."""
 
 
 def main() -> None:
@@ -183,23 +185,23 @@ def answers(
 def speed(arguments: argparse.Namespace, work: Work, store: Store) -> None:
     predictors = own(work, arguments.threads)
     for size in BATCHES:
-        store.measured(f"speed/{size}", partial(raced, predictors, work, size, arguments.repeats))
+        store.measured(f"speed/{size}", partial(raced, predictors, work.texts, size, arguments.repeats))
 
 
 def raced(
-    predictors: Mapping[str, inference.Predictor], work: Work, size: int, repeats: int
+    predictors: Mapping[str, inference.Predictor], texts: Sequence[str], size: int, repeats: int
 ) -> dict[str, Any]:
-    """Let all candidates answer all held-out texts in batches of one size, in turns."""
-    runs = {name: partial(one.logits, work.texts, batch_size=size) for name, one in predictors.items()}
+    """Let all candidates answer the same texts in batches of one size, in turns."""
+    runs = {name: partial(one.logits, texts, batch_size=size) for name, one in predictors.items()}
     timings = inference.side_by_side(runs, repeats=repeats, rotate=True)
     against = {}
     for slow in timings:
         median, spread = inference.ratio(timings[slow], timings[OURS])
         against[slow] = {"median": median, "low": spread[0], "high": spread[1]}
     return {
-        "texts": len(work.texts),
+        "texts": len(texts),
         "seconds": {name: timing.seconds for name, timing in timings.items()},
-        "texts_per_second": {name: timing.rate(len(work.texts))[0] for name, timing in timings.items()},
+        "texts_per_second": {name: timing.rate(len(texts))[0] for name, timing in timings.items()},
         "int8_is_faster": against,
     }
 
@@ -228,10 +230,25 @@ def peers(arguments: argparse.Namespace, work: Work, store: Store) -> None:
         reference = Remembered(inference.TorchPredictor(work.model))
         for name in (*PRESETS, *TORCHAO):
             if name in predictors:
-                measure = partial(answers, reference, predictors[name], work, folders.get(name))
+                held = (
+                    work
+                    if name in folders
+                    else replace(work, task=replace(work.task, dev=work.task.dev[:FEW]))
+                )
+                measure = partial(answers, reference, predictors[name], held, folders.get(name))
                 store.measured(f"accuracy/{name}", measure)
-        for size in BATCHES:
-            store.measured(f"peers/{size}", partial(raced, predictors, work, size, arguments.repeats))
+        slow = {BF16, *TORCHAO}
+        races = {
+            "peers": ({name: one for name, one in predictors.items() if name not in slow}, work.texts),
+            "torch": (
+                {name: one for name, one in predictors.items() if name in slow | {TORCH, OURS}},
+                work.texts[:FEW],
+            ),
+        }
+        for part, (runners, texts) in races.items():
+            for size in BATCHES:
+                measure = partial(raced, runners, texts, size, arguments.repeats)
+                store.measured(f"{part}/{size}", measure)
 
 
 # --- layers

@@ -40,7 +40,7 @@ def accuracies(rows: Rows) -> str:
 def races(rows: Rows) -> list[str]:
     """One table for each part that was timed: texts per second, and how many times faster int8 is."""
     tables = []
-    for part in ("speed", "peers"):
+    for part in ("speed", "peers", "torch"):
         found = {size: row for size, row in under(rows, part).items() if "texts_per_second" in row}
         if not found:
             continue
