@@ -27,14 +27,20 @@ SLOW = textwrap.dedent(
     from types import SimpleNamespace
     import companion.deployment.server as server
 
+    import numpy as np
+
     class Model:
-        labels, is_regression = ("no", "yes"), False
+        labels, is_regression, max_length = ("no", "yes"), False, 128
         manifest = SimpleNamespace(model_version="v")
-        def probabilities(self, texts, pairs=None, *, batch_size=32):
-            if texts[0].startswith("sleep "):
+        def encode(self, texts, pairs=None):
+            # The token is how long to sleep, in milliseconds.
+            seconds = [float(text.split()[1]) if text.startswith("sleep ") else 0 for text in texts]
+            return [SimpleNamespace(ids=[int(1000 * s)], type_ids=[0]) for s in seconds]
+        def run(self, encodings):
+            if encodings[0].ids[0]:
                 print("running", flush=True)
-                time.sleep(float(texts[0].split()[1]))
-            return [[0.25, 0.75]]
+                time.sleep(encodings[0].ids[0] / 1000)
+            return np.array([[0.0, 1.0]] * len(encodings), dtype=np.float32)
 
     def load(folder, threads):
         if sys.argv[2] == "fail":
@@ -46,7 +52,7 @@ SLOW = textwrap.dedent(
 
     server.create_app = functools.partial(server.create_app, load=load)
     try:
-        server.serve(Path(sys.argv[1]), port=0)
+        server.serve(Path(sys.argv[1]), port=0, threads=1)
     except ValueError as error:
         print(error, file=sys.stderr)
         sys.exit(2)
@@ -101,19 +107,44 @@ def test_signal_ends_it_cleanly_and_the_accepted_request_is_answered(start, numb
     assert (process.returncode, out, err) == (0, "after\n", "")
 
 
-def test_nobody_is_let_in_after_the_signal(start):
+def test_who_comes_after_the_signal_is_told_to_go_elsewhere(start):
+    process = start()
+    url = address(process)
+    with ThreadPoolExecutor() as pool, httpx.Client(base_url=url) as open_before:
+        assert open_before.get("/health/ready").status_code == 200
+        answer = pool.submit(httpx.post, f"{url}/predict", json={"text": "sleep 3.0"}, timeout=30)
+        assert process.stdout.readline() == "running\n"
+        process.terminate()
+        until = time.monotonic() + 20
+        while httpx.get(f"{url}/health/ready", timeout=5).status_code == 200:
+            assert time.monotonic() < until
+        # Over a connection that was open before, and over a new one.
+        for client in (open_before, httpx):
+            refused = client.post(str(httpx.URL(url).join("/predict")), json={"text": "late"}, timeout=5)
+            assert (refused.status_code, refused.json()["code"]) == (503, "draining")
+            assert refused.headers["retry-after"] == "1"
+            assert refused.headers["connection"] == "close"
+        assert httpx.get(f"{url}/health/live", timeout=5).status_code == 200
+        assert answer.result(30).json()["label"] == "yes"
+    assert process.wait(30) == 0
+    with pytest.raises(httpx.TransportError):
+        httpx.get(f"{url}/health/live", timeout=5)
+
+
+def test_a_second_interrupt_does_not_wait_for_a_model_that_hangs(start):
     process = start()
     url = address(process)
     with ThreadPoolExecutor() as pool:
-        answer = pool.submit(httpx.post, f"{url}/predict", json={"text": "sleep 1.5"}, timeout=30)
+        answer = pool.submit(httpx.post, f"{url}/predict", json={"text": "sleep 120"}, timeout=60)
         assert process.stdout.readline() == "running\n"
-        process.terminate()
-        deadline = time.monotonic() + 20
+        process.send_signal(signal.SIGINT)
+        until = time.monotonic() + 20
+        while httpx.get(f"{url}/health/ready", timeout=5).status_code == 200:
+            assert time.monotonic() < until
+        process.send_signal(signal.SIGINT)
+        process.wait(30)
         with pytest.raises(httpx.TransportError):
-            while time.monotonic() < deadline:
-                httpx.get(f"{url}/health/live", timeout=5)
-        assert answer.result(30).status_code == 200
-    assert process.wait(30) == 0
+            answer.result(30)
 
 
 def test_signal_while_the_model_loads(start):
