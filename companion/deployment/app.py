@@ -38,7 +38,7 @@ from companion.settings import get_settings
 
 Load = Callable[[Path, int], ServedModel]
 PREDICTING = ("/predict",)
-"""Addresses that need the model: a server with too much to do refuses them before it reads their body."""
+"""How addresses begin that need the model: a busy server refuses them before it reads their body."""
 router = APIRouter()
 
 
@@ -122,7 +122,7 @@ def create_app(
         timeout_s=batching.timeout_s,
         longest_timeout_s=batching.longest_timeout_s,
         refuse=service.refusal,
-        paths=PREDICTING,
+        guarded=PREDICTING,
     )
     app.add_middleware(RequestContext)  # added last: the outermost
     app.openapi = lambda: _openapi(app)  # type: ignore[method-assign]
@@ -149,7 +149,8 @@ def share(workers: int | None, threads: int | None) -> tuple[int, int]:
     return workers, max(1, threads // workers)
 
 
-def _service(request: Request) -> ModelService:
+async def _service(request: Request) -> ModelService:
+    # A coroutine: what is none, FastAPI runs in a thread, once for every request.
     service: ModelService = request.app.state.service
     return service
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import errno
 import logging
+import os
 import signal
 import socket
 import sys
@@ -67,6 +68,8 @@ def serve(
 
         from companion.deployment.draining import DrainingServer
 
+        # Each worker reads its texts by itself; a pool of the tokenizer's own would use cores nobody gave it.
+        os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
         logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
         app = create_app(folder, threads=threads, workers=workers)
         config = uvicorn.Config(

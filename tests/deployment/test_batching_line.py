@@ -41,6 +41,7 @@ class Bench:
         self.clock = Clock()
         self.limits = dataclasses.replace(BatchingLimits(), **limits)
         self.estimates = Estimates(cost, max_length=128)
+        self.estimates._seconds_per_character = 0.0  # round numbers
         self.heartbeat = Heartbeat(workers, stuck_after_s=self.limits.stuck_after_s, clock=self.clock)
         self.line = Line(self.limits, self.estimates, self.heartbeat, clock=self.clock)
 

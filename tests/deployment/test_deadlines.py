@@ -239,11 +239,11 @@ async def test_a_busy_server_refuses_before_the_body_is_read():
         await respond(send)
 
     client = Exchange(WHOLE)
-    await client.through(app, refuse=lambda: error, paths=["/predict"])
+    await client.through(app, refuse=lambda: error, guarded=("/predict",))
     assert (client.status, client.code, client.headers["retry-after"]) == (503, "overloaded", "2")
     assert client.messages == [WHOLE], "unread"
     client = Exchange(WHOLE, path="/health/ready")
-    await client.through(app, refuse=lambda: error, paths=["/predict"])
+    await client.through(app, refuse=lambda: error, guarded=("/predict",))
     assert client.status == 200
 
 

@@ -33,13 +33,16 @@ SLOW = textwrap.dedent(
         labels, is_regression, max_length = ("no", "yes"), False, 128
         manifest = SimpleNamespace(model_version="v")
         def encode(self, texts, pairs=None):
-            # The token is how long to sleep, in milliseconds.
-            seconds = [float(text.split()[1]) if text.startswith("sleep ") else 0 for text in texts]
-            return [SimpleNamespace(ids=[int(1000 * s)], type_ids=[0]) for s in seconds]
+            # The token is how long to sleep, in milliseconds; -1 until there is a file "go".
+            def token(text):
+                return int(1000 * float(text.split()[1])) if text.startswith("sleep ") else -(text == "wait")
+            return [SimpleNamespace(ids=[token(text)], type_ids=[0]) for text in texts]
         def run(self, encodings):
             if encodings[0].ids[0]:
                 print("running", flush=True)
-                time.sleep(encodings[0].ids[0] / 1000)
+            time.sleep(max(0, encodings[0].ids[0]) / 1000)
+            while encodings[0].ids[0] < 0 and not (Path(sys.argv[1]) / "go").exists():
+                time.sleep(0.01)
             return np.array([[0.0, 1.0]] * len(encodings), dtype=np.float32)
 
     def load(folder, threads):
@@ -107,44 +110,50 @@ def test_signal_ends_it_cleanly_and_the_accepted_request_is_answered(start, numb
     assert (process.returncode, out, err) == (0, "after\n", "")
 
 
-def test_who_comes_after_the_signal_is_told_to_go_elsewhere(start):
+def until_not_ready(url: str) -> httpx.Response:
+    """Ask until the server says that it is about to stop."""
+    until = time.monotonic() + 60
+    while (answer := httpx.get(f"{url}/health/ready", timeout=30)).status_code == 200:
+        assert time.monotonic() < until
+    return answer
+
+
+def test_who_comes_after_the_signal_is_told_to_go_elsewhere(start, folder):
     process = start()
     url = address(process)
-    with ThreadPoolExecutor() as pool, httpx.Client(base_url=url) as open_before:
-        assert open_before.get("/health/ready").status_code == 200
-        answer = pool.submit(httpx.post, f"{url}/predict", json={"text": "sleep 3.0"}, timeout=30)
+    with ThreadPoolExecutor() as pool, httpx.Client(timeout=30) as open_before:
+        assert open_before.get(f"{url}/health/ready").status_code == 200
+        answer = pool.submit(httpx.post, f"{url}/predict", json={"text": "wait"}, timeout=120)
         assert process.stdout.readline() == "running\n"
         process.terminate()
-        until = time.monotonic() + 20
-        while httpx.get(f"{url}/health/ready", timeout=5).status_code == 200:
-            assert time.monotonic() < until
+        assert until_not_ready(url).json()["code"] == "draining"
         # Over a connection that was open before, and over a new one.
-        for client in (open_before, httpx):
-            refused = client.post(str(httpx.URL(url).join("/predict")), json={"text": "late"}, timeout=5)
+        for client in (open_before, httpx.Client(timeout=30)):
+            with client:
+                refused = client.post(f"{url}/predict", json={"text": "late"})
             assert (refused.status_code, refused.json()["code"]) == (503, "draining")
             assert refused.headers["retry-after"] == "1"
             assert refused.headers["connection"] == "close"
-        assert httpx.get(f"{url}/health/live", timeout=5).status_code == 200
-        assert answer.result(30).json()["label"] == "yes"
-    assert process.wait(30) == 0
+        assert httpx.get(f"{url}/health/live", timeout=30).status_code == 200
+        (folder / "go").touch()
+        assert answer.result(120).json()["label"] == "yes"
+    assert process.wait(120) == 0
     with pytest.raises(httpx.TransportError):
-        httpx.get(f"{url}/health/live", timeout=5)
+        httpx.get(f"{url}/health/live", timeout=30)
 
 
 def test_a_second_interrupt_does_not_wait_for_a_model_that_hangs(start):
     process = start()
     url = address(process)
     with ThreadPoolExecutor() as pool:
-        answer = pool.submit(httpx.post, f"{url}/predict", json={"text": "sleep 120"}, timeout=60)
+        answer = pool.submit(httpx.post, f"{url}/predict", json={"text": "wait"}, timeout=120)
         assert process.stdout.readline() == "running\n"
         process.send_signal(signal.SIGINT)
-        until = time.monotonic() + 20
-        while httpx.get(f"{url}/health/ready", timeout=5).status_code == 200:
-            assert time.monotonic() < until
+        assert until_not_ready(url).json()["code"] == "draining"
         process.send_signal(signal.SIGINT)
-        process.wait(30)
+        process.wait(60)
         with pytest.raises(httpx.TransportError):
-            answer.result(30)
+            answer.result(60)
 
 
 def test_signal_while_the_model_loads(start):

@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import re
 import time
-from collections.abc import Callable, Collection
+from collections.abc import Callable
 
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -71,9 +71,10 @@ class RequestDeadline:
     timeout_s, longest_timeout_s : float
         As for `timeout_of`.
     refuse : callable, optional
-        Asked before the body of a request to one of `paths` is read; what it returns is the answer. A server
-        with too much to do refuses at once, for the price of a look at the line.
-    paths : collection of str
+        Asked before the body of a guarded request is read; what it returns is the answer. A server with too
+        much to do refuses at once, for the price of a look at the line.
+    guarded : tuple of str
+        How the paths begin whose POST requests need the model.
     clock : callable
         Seconds, never going back.
     """
@@ -85,14 +86,14 @@ class RequestDeadline:
         timeout_s: float,
         longest_timeout_s: float,
         refuse: Callable[[], ProblemError | None] = lambda: None,
-        paths: Collection[str] = (),
+        guarded: tuple[str, ...] = (),
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.app = app
         self._timeout_s = timeout_s
         self._longest_timeout_s = longest_timeout_s
         self._refuse = refuse
-        self._paths = frozenset(paths)
+        self._guarded = guarded
         self._clock = clock
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -111,7 +112,8 @@ class RequestDeadline:
             timeout_s = timeout_of(offered, default_s=self._timeout_s, longest_s=self._longest_timeout_s)
         except ProblemError as error:
             return error
-        if scope["path"] in self._paths and scope["method"] == "POST" and (refused := self._refuse()):
+        guarded = scope["method"] == "POST" and scope["path"].startswith(self._guarded)
+        if guarded and (refused := self._refuse()):
             return refused
         scope["state"]["deadline"] = self._clock() + timeout_s
         return await exchange.run(self.app, scope, timeout_s)
@@ -162,9 +164,9 @@ class _Exchange:
         await self._send(message)
 
     async def _watch(self) -> None:
-        while (await self._receive())["type"] != "http.disconnect":
-            continue
-        self._stop()
+        # One message is enough: behind a whole body there is no other.
+        if (await self._receive())["type"] == "http.disconnect":
+            self._stop()
 
     def _time_over(self) -> None:
         if self._stopped:
