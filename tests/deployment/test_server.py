@@ -12,6 +12,8 @@ import textwrap
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from functools import partial
 from pathlib import Path
 
 import httpx
@@ -128,9 +130,8 @@ def test_who_comes_after_the_signal_is_told_to_go_elsewhere(start, folder):
         process.terminate()
         assert until_not_ready(url).json()["code"] == "draining"
         # Over a connection that was open before, and over a new one.
-        for client in (open_before, httpx.Client(timeout=30)):
-            with client:
-                refused = client.post(f"{url}/predict", json={"text": "late"})
+        for post in (open_before.post, partial(httpx.post, timeout=30)):
+            refused = post(f"{url}/predict", json={"text": "late"})
             assert (refused.status_code, refused.json()["code"]) == (503, "draining")
             assert refused.headers["retry-after"] == "1"
             assert refused.headers["connection"] == "close"
@@ -152,8 +153,8 @@ def test_a_second_interrupt_does_not_wait_for_a_model_that_hangs(start):
         assert until_not_ready(url).json()["code"] == "draining"
         process.send_signal(signal.SIGINT)
         process.wait(60)
-        with pytest.raises(httpx.TransportError):
-            answer.result(60)
+        with suppress(httpx.TransportError):
+            assert answer.result(60).status_code == 500
 
 
 def test_signal_while_the_model_loads(start):
