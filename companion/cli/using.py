@@ -112,11 +112,15 @@ def serve(
     host: Annotated[str, typer.Option("--host")] = "127.0.0.1",
     port: Annotated[int, typer.Option("--port", min=0, max=65535)] = 8000,
     threads: Threads = None,
+    workers: Annotated[
+        int | None,
+        typer.Option("--workers", min=1, help="Batches that run at once. Default: one for each thread."),
+    ] = None,
 ) -> None:
     """Answer POST /predict over HTTP until stopped."""
     from companion import deployment
 
-    deployment.serve(folder, host=host, port=port, threads=threads)
+    deployment.serve(folder, host=host, port=port, threads=threads, workers=workers)
 
 
 def _chunks(examples: Iterable[Example], size: int) -> Iterator[list[Example]]:

@@ -13,6 +13,8 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.openapi.utils import get_openapi
 from starlette.exceptions import HTTPException
 
+from companion.deployment.answering import Question
+from companion.deployment.batching import BatchingLimits, RequestDeadline
 from companion.deployment.middleware import BodyLimit, RequestContext
 from companion.deployment.problems import (
     INVALID_INPUT,
@@ -32,12 +34,15 @@ from companion.deployment.schemas import (
     Regression,
 )
 from companion.deployment.service import ModelService, ServedModel
+from companion.settings import get_settings
 
-Load = Callable[[Path, int | None], ServedModel]
+Load = Callable[[Path, int], ServedModel]
+PREDICTING = ("/predict",)
+"""How addresses begin that need the model: a busy server refuses them before it reads their body."""
 router = APIRouter()
 
 
-def load_onnx(folder: Path, threads: int | None) -> ServedModel:
+def load_onnx(folder: Path, threads: int) -> ServedModel:
     """Open an exported folder with onnxruntime. The heavy imports happen here, off the event loop."""
     from companion.inference.predictor import OnnxPredictor
 
@@ -45,7 +50,13 @@ def load_onnx(folder: Path, threads: int | None) -> ServedModel:
 
 
 def create_app(
-    folder: Path, *, threads: int | None = None, limits: Limits | None = None, load: Load = load_onnx
+    folder: Path,
+    *,
+    workers: int | None = None,
+    threads: int | None = None,
+    limits: Limits | None = None,
+    batching: BatchingLimits | None = None,
+    load: Load = load_onnx,
 ) -> FastAPI:
     """Build the application that serves one exported model.
 
@@ -56,20 +67,31 @@ def create_app(
     ----------
     folder : Path
         A folder made by `companion.inference.export`.
+    workers : int, optional
+        Batches that run at the same time. Default: one for each thread, because on a processor two runs of
+        one thread do more than one run of two.
     threads : int, optional
-        Cores for one inference; by default the predictor's own choice.
+        Threads to compute with, shared among the workers, at least one for each. Default: the settings'.
     limits : Limits, optional
         Largest text and body.
+    batching : BatchingLimits, optional
+        How much may wait, and for how long.
     load : callable
-        Opens the folder; exchange it to serve another kind of model.
+        Opens the folder, for runs of so many threads each; exchange it to serve another kind of model.
 
     Returns
     -------
     FastAPI
         An ASGI application. A folder that cannot be loaded shows as 503 `model-failed`.
+
+    Raises
+    ------
+    ValueError
+        If there would be no worker or no thread.
     """
-    limits = limits or Limits()
-    service = ModelService(lambda: load(Path(folder), threads))
+    limits, batching = limits or Limits(), batching or BatchingLimits()
+    workers, threads_each = share(workers, threads)
+    service = ModelService(lambda: load(Path(folder), threads_each), workers=workers, limits=batching)
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
@@ -78,6 +100,7 @@ def create_app(
         loading.cancel()
         with suppress(asyncio.CancelledError):
             await loading
+        await service.aclose()
 
     app = FastAPI(
         title="companion",
@@ -94,12 +117,40 @@ def create_app(
     app.state.limits = limits
     app.include_router(router)
     app.add_middleware(BodyLimit, max_bytes=limits.body_bytes)
+    app.add_middleware(
+        RequestDeadline,
+        timeout_s=batching.timeout_s,
+        longest_timeout_s=batching.longest_timeout_s,
+        refuse=service.refusal,
+        guarded=PREDICTING,
+    )
     app.add_middleware(RequestContext)  # added last: the outermost
     app.openapi = lambda: _openapi(app)  # type: ignore[method-assign]
     return app
 
 
-def _service(request: Request) -> ModelService:
+def share(workers: int | None, threads: int | None) -> tuple[int, int]:
+    """Share threads among workers.
+
+    Returns
+    -------
+    workers, threads_each : int
+
+    Raises
+    ------
+    ValueError
+        If one of the two is below 1.
+    """
+    for name, value in (("workers", workers), ("threads", threads)):
+        if value is not None and value < 1:
+            raise ValueError(f"{name} is {value}, expected at least 1.")
+    threads = threads or get_settings().threads
+    workers = workers or threads
+    return workers, max(1, threads // workers)
+
+
+async def _service(request: Request) -> ModelService:
+    # A coroutine: what is none, FastAPI runs in a thread, once for every request.
     service: ModelService = request.app.state.service
     return service
 
@@ -119,20 +170,21 @@ async def live() -> Live:
 
 @router.get("/health/ready", operation_id="ready", responses=_errors(500, 503))
 async def ready(service: Service) -> Ready:
-    """Say whether the model is loaded and has answered once."""
+    """Say whether the model is loaded and gets on."""
+    service.check_ready()
     return Ready(model_version=service.model.manifest.model_version)
 
 
-@router.post("/predict", operation_id="predict", responses=_errors(413, 415, 422, 500, 503))
+@router.post("/predict", operation_id="predict", responses=_errors(413, 415, 422, 500, 503, 504))
 async def predict(body: PredictRequest, request: Request, service: Service) -> Classification | Regression:
     """Classify one text, or one pair of texts."""
     _check_length(body, request.app.state.limits)
-    model = service.model
-    values = await service.answer(body.text, body.pair)
-    version, request_id = model.manifest.model_version, request.state.request_id
-    if model.is_regression:
-        return Regression(score=values[0], model_version=version, request_id=request_id)
-    probabilities = dict(zip(model.labels, values, strict=True))
+    question = Question(body.text, body.pair)
+    answer = await service.answer(question, deadline=request.state.deadline)
+    version, request_id = answer.model_version, request.state.request_id
+    if not answer.labels:
+        return Regression(score=answer.values[0], model_version=version, request_id=request_id)
+    probabilities = dict(zip(answer.labels, answer.values, strict=True))
     label = max(probabilities, key=probabilities.__getitem__)
     return Classification(
         label=label,

@@ -15,6 +15,7 @@ from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
+from starlette.types import Scope
 
 from companion.deployment.schemas import InputError, Problem
 
@@ -47,6 +48,10 @@ NOT_FOUND = ProblemType("not-found", 404, "There is nothing at this address")
 METHOD_NOT_ALLOWED = ProblemType("method-not-allowed", 405, "This address does not take this method")
 NOT_READY = ProblemType("not-ready", 503, "The model is still loading")
 MODEL_FAILED = ProblemType("model-failed", 503, "The model could not be loaded")
+OVERLOADED = ProblemType("overloaded", 503, "The server is too busy")
+STUCK = ProblemType("stuck", 503, "The model does not get on")
+DRAINING = ProblemType("draining", 503, "The server is about to stop")
+DEADLINE_EXCEEDED = ProblemType("deadline-exceeded", 504, "The request ran out of time")
 INTERNAL_ERROR = ProblemType("internal-error", 500, "The server failed to answer")
 
 PROBLEMS: tuple[ProblemType, ...] = (
@@ -58,6 +63,10 @@ PROBLEMS: tuple[ProblemType, ...] = (
     METHOD_NOT_ALLOWED,
     NOT_READY,
     MODEL_FAILED,
+    OVERLOADED,
+    STUCK,
+    DRAINING,
+    DEADLINE_EXCEEDED,
     INTERNAL_ERROR,
 )
 
@@ -97,6 +106,11 @@ def problem_response(error: ProblemError, request_id: str) -> Response:
     )
     content = body.model_dump_json(exclude_none=True)
     return Response(content, status_code=error.problem.status, headers=error.headers, media_type=MEDIA_TYPE)
+
+
+def respond(error: ProblemError, scope: Scope) -> Response:
+    """Answer the request of this scope with `error`."""
+    return problem_response(error, scope["state"]["request_id"])
 
 
 async def on_http_exception(request: Request, exc: HTTPException) -> Response:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import errno
 import logging
+import os
 import signal
 import socket
 import sys
@@ -27,12 +28,19 @@ GRACE_S = 30
 """Longest time, in seconds, that requests already accepted may take after a signal to stop."""
 
 
-def serve(folder: Path, *, host: str = "127.0.0.1", port: int = 8000, threads: int | None = None) -> None:
+def serve(
+    folder: Path,
+    *,
+    host: str = "127.0.0.1",
+    port: int = 8000,
+    threads: int | None = None,
+    workers: int | None = None,
+) -> None:
     """Serve an exported model over HTTP until SIGTERM or SIGINT.
 
     The folder and the port are checked before anything starts. One line on stderr gives the address as
-    soon as the first request can be answered. A signal ends it cleanly: no new connection is taken, what
-    was accepted is answered, and the function returns.
+    soon as the first request can be answered. A signal ends it cleanly: further requests are refused with 503
+    `draining`, what was accepted is answered, and the function returns.
 
     Parameters
     ----------
@@ -42,8 +50,8 @@ def serve(folder: Path, *, host: str = "127.0.0.1", port: int = 8000, threads: i
         Address to listen on; `0.0.0.0` for every network of this machine.
     port : int
         TCP port; 0 takes a free one, which the line on stderr names.
-    threads : int, optional
-        Cores for one inference; by default the predictor's own choice.
+    threads, workers : int, optional
+        As for `create_app`.
 
     Raises
     ------
@@ -58,8 +66,12 @@ def serve(folder: Path, *, host: str = "127.0.0.1", port: int = 8000, threads: i
     with closing(listen(host, port)) as listener:
         import uvicorn
 
+        from companion.deployment.draining import DrainingServer
+
+        # Each worker reads its texts by itself; a pool of the tokenizer's own would use cores nobody gave it.
+        os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
         logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
-        app = create_app(folder, threads=threads)
+        app = create_app(folder, threads=threads, workers=workers)
         config = uvicorn.Config(
             app,
             lifespan="on",
@@ -72,7 +84,7 @@ def serve(folder: Path, *, host: str = "127.0.0.1", port: int = 8000, threads: i
         )
         service: ModelService = app.state.service
         service.report = lambda error: None  # it is raised below
-        _run(uvicorn.Server(config), service, listener)
+        _run(DrainingServer(config, service), service, listener)
     if service.failure is not None:
         raise service.failure
 

@@ -1,74 +1,57 @@
-"""The one model of a server: loaded in the background, warmed up, run one request at a time."""
+"""The one model of a server: loaded in the background, warmed up, and put behind a batcher."""
 
 from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Protocol
+from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 import anyio.to_thread
 
+from companion.deployment.answering import Answer, Question
+from companion.deployment.batching import refusals
+from companion.deployment.batching.limits import BatchingLimits
+from companion.deployment.batching.model import ServedModel, Versioned
+from companion.deployment.observing import ServingObserver
 from companion.deployment.problems import MODEL_FAILED, NOT_READY, ProblemError
 
 if TYPE_CHECKING:
-    import numpy as np
-    import numpy.typing as npt
+    from companion.deployment.batching.batcher import Batcher
+
+__all__ = ["ModelService", "ServedModel", "Versioned"]
 
 logger = logging.getLogger("companion.deployment")
 
 
-class Versioned(Protocol):
-    """What the server reads of a manifest."""
-
-    @property
-    def model_version(self) -> str:
-        """Short id of the exported model."""
-
-
-class ServedModel(Protocol):
-    """What the server needs of a model; `companion.inference.predictor.OnnxPredictor` has it."""
-
-    @property
-    def labels(self) -> tuple[str, ...]:
-        """Names of the classes, in the order of the logits; not used for a regression."""
-
-    @property
-    def is_regression(self) -> bool:
-        """Whether the single logit is the answer."""
-
-    @property
-    def manifest(self) -> Versioned:
-        """The export's description of itself."""
-
-    def logits(
-        self, texts: Sequence[str], pairs: Sequence[str] | None = None, *, batch_size: int = 32
-    ) -> npt.NDArray[np.float32]:
-        """Give logits, shape `(len(texts), num_labels)`."""
-
-    def probabilities(
-        self, texts: Sequence[str], pairs: Sequence[str] | None = None, *, batch_size: int = 32
-    ) -> npt.NDArray[np.float32]:
-        """Give probabilities, shape `(len(texts), num_labels)`."""
-
-
 class ModelService:
-    """Load a model off the event loop and put requests to it, one after another.
-
-    One at a time, first come first served: an onnxruntime session already spreads one run over all of
-    its threads, so a second run at the same moment would only make both slower, hold memory twice, and
-    use more cores than `threads` allows. Requests that wait hold no thread.
+    """Load a model off the event loop, and answer questions with it: an `Answerer`.
 
     Parameters
     ----------
     load : callable
         Makes the model; called once, in a worker thread.
+    workers : int
+        Batches that run at the same time. The model should use one core for each.
+    limits : BatchingLimits, optional
+    observer : ServingObserver, optional
+        As for `Batcher`.
     """
 
-    def __init__(self, load: Callable[[], ServedModel]) -> None:
+    def __init__(
+        self,
+        load: Callable[[], ServedModel],
+        *,
+        workers: int = 1,
+        limits: BatchingLimits | None = None,
+        observer: ServingObserver | None = None,
+    ) -> None:
         self._load = load
-        self._model: ServedModel | None = None
-        self._turn = anyio.CapacityLimiter(1)
+        self._workers = workers
+        self._observer = observer
+        self.limits = limits or BatchingLimits()
+        self._batcher: Batcher | None = None
+        self._draining = False
         self.report: Callable[[Exception], None] = _log
         """Told when loading fails; by default it writes to the log."""
         self.failure: Exception | None = None
@@ -77,68 +60,100 @@ class ModelService:
         """Set when loading has ended, well or badly."""
 
     @property
+    def batcher(self) -> Batcher:
+        """What answers.
+
+        Raises
+        ------
+        ProblemError
+            503 `not-ready` while the model loads, 503 `model-failed` when it never will be.
+        """
+        if self.failure is not None:
+            raise ProblemError(MODEL_FAILED, "This server cannot answer; its log has the reason.")
+        if self._batcher is None:
+            raise ProblemError(NOT_READY, "Try again in a moment.", retry_after_s=1)
+        return self._batcher
+
+    @property
     def model(self) -> ServedModel:
         """The loaded model.
 
         Raises
         ------
         ProblemError
-            503 `not-ready` while it loads, 503 `model-failed` when it never will be.
+            As `batcher`.
         """
-        if self.failure is not None:
-            raise ProblemError(MODEL_FAILED, "This server cannot answer; its log has the reason.")
-        if self._model is None:
-            raise ProblemError(NOT_READY, "Try again in a moment.", retry_after_s=1)
-        return self._model
+        return self.batcher.model
 
     async def load(self) -> None:
         """Load and warm up the model; afterwards `model` gives it, or `failure` says why not."""
         try:
-            self._model = await anyio.to_thread.run_sync(self._load_and_warm, abandon_on_cancel=True)
+            batcher = await anyio.to_thread.run_sync(self._load_and_warm, abandon_on_cancel=True)
+            batcher.start()
+            self._batcher = batcher
+            if self._draining:
+                batcher.drain()
         except Exception as error:
             self.failure = error
             self.report(error)
         finally:
             self.settled.set()
 
-    def _load_and_warm(self) -> ServedModel:
+    def _load_and_warm(self) -> Batcher:
+        # The libraries come in here, in this thread: the port is open by now.
+        from companion.deployment.batching.batcher import Batcher
+        from companion.deployment.batching.calibrating import warm_up
+
         model = self._load()
-        # The first run allocates memory and may fail where loading did not: no client should meet it.
-        values = _run(model, "The first run is slower than the others.", None)
-        expected = 1 if model.is_regression else len(model.labels)
-        if len(values) != expected:
-            raise ValueError(
-                f"the model gives {len(values)} numbers a text, expected {expected}, one per label: "
-                "export it again."
-            )
-        return model
+        cost = warm_up(model, padded_tokens=self.limits.padded_tokens)
+        return Batcher(model, workers=self._workers, limits=self.limits, start=cost, observer=self._observer)
 
-    async def answer(self, text: str, pair: str | None) -> list[float]:
-        """Run the model on one text.
-
-        Returns
-        -------
-        list of float
-            Probabilities in the order of the labels, or the score alone for a regression.
+    async def answer(self, question: Question, *, deadline: float) -> Answer:
+        """Answer one question (see `Batcher.answer`).
 
         Raises
         ------
         ProblemError
-            If the model is not loaded.
-        RuntimeError
-            If the model gave something that is not a finite number.
+            As `batcher`, and as `Batcher.answer`.
         """
-        return await anyio.to_thread.run_sync(_run, self.model, text, pair, limiter=self._turn)
+        return await self.batcher.answer(question, deadline=deadline)
+
+    def refusal(self) -> ProblemError | None:
+        """Say why no question at all would be let in now; None when one may be."""
+        return None if self._batcher is None else self._batcher.refusal()
+
+    def check_ready(self) -> None:
+        """Do nothing if questions are answered.
+
+        Raises
+        ------
+        ProblemError
+            503: `not-ready`, `model-failed`, `draining`, or `stuck` when a worker hangs or the oldest request
+            has waited for too long. It ends by itself when the cause does.
+        """
+        batcher = self.batcher
+        if self._draining:
+            raise refusals.draining()
+        if reason := batcher.stuck():
+            raise refusals.stuck(reason)
+
+    def drain(self) -> None:
+        """Let no further question in. What was accepted is answered."""
+        self._draining = True
+        if self._batcher is not None:
+            self._batcher.drain()
+
+    async def drained(self) -> None:
+        """Wait until everything that was accepted is answered."""
+        if self._batcher is not None:
+            await self._batcher.drained()
+
+    async def aclose(self) -> None:
+        """Answer what was accepted, and end the workers."""
+        self.drain()
+        if self._batcher is not None:
+            await self._batcher.aclose()
 
 
 def _log(error: Exception) -> None:
     logger.error("the model could not be loaded: %s", error)
-
-
-def _run(model: ServedModel, text: str, pair: str | None) -> list[float]:
-    infer = model.logits if model.is_regression else model.probabilities
-    row = infer([text], None if pair is None else [pair])[0]
-    values = [float(value) for value in row]
-    if not all(-float("inf") < value < float("inf") for value in values):
-        raise RuntimeError(f"the model gave {values}, expected finite numbers")
-    return values

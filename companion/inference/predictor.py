@@ -20,7 +20,19 @@ from companion.inference.processor import check_processor
 from companion.inference.sessions import Memory, open_session
 from companion.inference.throughput.grouping import by_length, padded_length
 
-__all__ = ["OnnxPredictor", "Predictor", "probabilities_of"]
+__all__ = ["Encoded", "OnnxPredictor", "Predictor", "probabilities_of"]
+
+
+class Encoded(Protocol):
+    """The tokens of a text, such as `tokenizers.Encoding`: all that a batch needs of it."""
+
+    @property
+    def ids(self) -> Sequence[int]:
+        """Number of each token."""
+
+    @property
+    def type_ids(self) -> Sequence[int]:
+        """Which text of a pair each token belongs to."""
 
 
 class Predictor(Protocol):
@@ -203,13 +215,13 @@ class OnnxPredictor:
         inputs: list[Any] = list(texts) if pairs is None else list(zip(texts, pairs, strict=True))
         return self._tokenizer.encode_batch(inputs)
 
-    def feed(self, encodings: Sequence[Encoding]) -> dict[str, NDArray[np.int64]]:
+    def feed(self, encodings: Sequence[Encoded]) -> dict[str, NDArray[np.int64]]:
         """Pad encoded texts to one batch.
 
         Parameters
         ----------
-        encodings : sequence of tokenizers.Encoding
-            At least one, from `encode`.
+        encodings : sequence of Encoded
+            At least one, such as `encode` gives.
 
         Returns
         -------
@@ -229,15 +241,15 @@ class OnnxPredictor:
                 feed["token_type_ids"][row, :length] = encoding.type_ids or 0
         return feed
 
-    def run(self, encodings: Sequence[Encoding]) -> NDArray[np.float32]:
+    def run(self, encodings: Sequence[Encoded]) -> NDArray[np.float32]:
         """Compute the logits of one batch, as it is: the last part of `logits`.
 
         Several threads may call this at once.
 
         Parameters
         ----------
-        encodings : sequence of tokenizers.Encoding
-            At least one, from `encode`.
+        encodings : sequence of Encoded
+            At least one, such as `encode` gives.
 
         Returns
         -------

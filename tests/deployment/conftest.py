@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
@@ -18,17 +19,32 @@ from anyio.from_thread import BlockingPortal, start_blocking_portal
 from fastapi import FastAPI
 
 from companion.deployment import Limits, create_app
+from companion.deployment.batching.calibrating import WARM_UP
+from companion.inference.predictor import probabilities_of
+
+
+@dataclass(frozen=True)
+class FakeTokens:
+    """As many tokens as the text has characters; the first is the question's number."""
+
+    ids: list[int]
+    type_ids: list[int]
 
 
 @dataclass
 class FakeModel:
-    """Counts how many runs happen at once; `gate` holds every run until it is set."""
+    """Counts how many runs happen at once; `gate` holds every run until it is set.
+
+    Of a server's own first runs only one is in `seen`, and none in `batches`.
+    """
 
     labels: tuple[str, ...] = ("negative", "positive")
     max_length: int = 128
     is_regression: bool = False
     manifest: Any = field(default_factory=lambda: SimpleNamespace(model_version="v-test"))
     seen: list[tuple[str, str | None]] = field(default_factory=list)
+    batches: list[list[str]] = field(default_factory=list)
+    questions: list[tuple[str, str | None]] = field(default_factory=list)
     gate: threading.Event = field(default_factory=threading.Event)
     running: int = 0
     most_running: int = 0
@@ -36,28 +52,45 @@ class FakeModel:
     def __post_init__(self) -> None:
         self.gate.set()
 
-    def _run(self, texts: Sequence[str], pairs: Sequence[str] | None) -> np.ndarray:
+    def encode(self, texts: Sequence[str], pairs: Sequence[str] | None = None) -> list[FakeTokens]:
+        if any("untokenizable" in text for text in texts):
+            raise ValueError("secret: cannot encode " + repr(texts))
+        found = []
+        for question in zip(texts, pairs or [None] * len(texts), strict=True):
+            length = max(1, min(self.max_length, len(question[0]) + len(question[1] or "")))
+            self.questions.append(question)
+            found.append(FakeTokens([self.questions.index(question)] * length, [0] * length))
+        return found
+
+    def run(self, encodings: Sequence[Any]) -> np.ndarray:
         self.running += 1
         self.most_running = max(self.most_running, self.running)
         try:
             assert self.gate.wait(30)
-            self.seen.extend(zip(texts, pairs or [None] * len(texts), strict=True))
+            questions = [self.questions[encoding.ids[0]] for encoding in encodings]
+            texts = [text for text, _ in questions]
+            if WARM_UP not in texts:
+                self.seen.extend(questions)
+                self.batches.append(texts)
+            elif not self.seen:
+                self.seen.append((WARM_UP, None))
             if any("boom" in text for text in texts):
-                raise RuntimeError("secret: the text was " + texts[0])
-            value = np.float32("nan") if "nan" in texts[0] else np.float32(0.1 + 0.01 * len(texts[0]) % 0.8)
-            return np.array([[value]] if self.is_regression else [[1 - value, value]], dtype=np.float32)
+                raise RuntimeError("secret: the texts were " + repr(texts))
+            scores = [math.nan if "nan" in text else 0.01 * len(text) % 0.8 for text in texts]
+            values = np.array(scores, dtype=np.float32)[:, None]
+            return values if self.is_regression else np.concatenate([-values, values], axis=1)
         finally:
             self.running -= 1
 
     def logits(
         self, texts: Sequence[str], pairs: Sequence[str] | None = None, *, batch_size: int = 32
     ) -> np.ndarray:
-        return self._run(texts, pairs)
+        return np.concatenate([self.run([encoding]) for encoding in self.encode(texts, pairs)])
 
     def probabilities(
         self, texts: Sequence[str], pairs: Sequence[str] | None = None, *, batch_size: int = 32
     ) -> np.ndarray:
-        return self._run(texts, pairs)
+        return probabilities_of(self.logits(texts, pairs), is_regression=False)
 
 
 class Client:
@@ -104,8 +137,11 @@ def serving(model: FakeModel) -> Iterator[Callable[..., Client]]:
 
     with ExitStack() as stack:
 
-        def start(limits: Limits | None = None, *, wait: bool = True, load: Any = None) -> Client:
-            app = create_app(Path("fake"), limits=limits, load=load or (lambda folder, threads: model))
+        def start(
+            limits: Limits | None = None, *, wait: bool = True, load: Any = None, **keywords: Any
+        ) -> Client:
+            load = load or (lambda folder, threads: model)
+            app = create_app(Path("fake"), limits=limits, load=load, **keywords)
             client = stack.enter_context(running(app))
             if wait:
                 client.wait_until_settled()
@@ -113,6 +149,21 @@ def serving(model: FakeModel) -> Iterator[Callable[..., Client]]:
 
         yield start
         model.gate.set()
+
+
+@pytest.fixture
+def running_client() -> Iterator[Callable[[FastAPI], Client]]:
+    """Start any application, and wait until it is ready."""
+    from contextlib import ExitStack
+
+    with ExitStack() as stack:
+
+        def start(app: FastAPI) -> Client:
+            client = stack.enter_context(running(app))
+            client.wait_until_settled()
+            return client
+
+        yield start
 
 
 @pytest.fixture

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import math
 import threading
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from companion.deployment import Limits, create_app
+from companion.deployment.answering import Question
+from companion.deployment.batching import BatchingLimits
 
 
 def test_answer_has_every_probability_at_full_precision(client, model):
@@ -68,7 +72,7 @@ def test_model_that_cannot_be_loaded(serving, model, how, caplog):
         if how == "load":
             raise ValueError("secret path /etc/model")
         model.labels = ()
-        model.probabilities = lambda *arguments, **keywords: 1 / 0
+        model.run = lambda encodings: 1 / 0
         return model
 
     client = serving(load=load)
@@ -88,39 +92,65 @@ def test_model_that_does_not_fit_its_labels_is_refused_at_the_start(serving, mod
     assert "gives 2 numbers a text, expected 3" in str(client.app.state.service.failure)
 
 
-def test_load_gets_folder_and_threads(model):
+@pytest.mark.parametrize(
+    ("workers", "threads", "each", "count"),
+    [(None, 3, 1, 3), (1, 3, 3, 1), (2, 5, 2, 2), (4, 2, 1, 4), (2, None, None, 2), (None, None, 1, None)],
+)
+def test_threads_are_shared_among_workers(model, workers, threads, each, count, monkeypatch):
+    monkeypatch.setenv("COMPANION_THREADS", "6")
     got = []
-    app = create_app(Path("here"), threads=3, load=lambda *arguments: got.append(arguments) or model)
-    app.state.service._load_and_warm()
-    assert got == [(Path("here"), 3)]
+    app = create_app(
+        Path("here"),
+        workers=workers,
+        threads=threads,
+        load=lambda *arguments: got.append(arguments) or model,
+    )
+    batcher = app.state.service._load_and_warm()
+    assert got == [(Path("here"), each or 3)]
+    assert batcher.backlog.idle == (count or 6)
 
 
-def test_one_run_at_a_time_and_the_event_loop_stays_free(serving, model):
-    client = serving()
+@pytest.mark.parametrize("name", ["workers", "threads"])
+def test_without_workers_or_threads_there_is_no_application(name):
+    with pytest.raises(ValueError, match=f"{name} is 0, expected at least 1"):
+        create_app(Path("here"), **{name: 0})
+
+
+@pytest.mark.parametrize("workers", [1, 3])
+def test_as_many_runs_as_workers_and_the_event_loop_stays_free(serving, model, workers):
+    client = serving(workers=workers)
     model.gate.clear()
+    before = threading.active_count()
     waiting = [client.start("POST", "/predict", json={"text": f"text {n}"}) for n in range(12)]
     # The model is stuck, the loop is not: liveness answers meanwhile.
     assert client.request("GET", "/health/live").status_code == 200
-    assert threading.active_count() < 12, "requests that wait must not hold a thread each"
+    assert threading.active_count() == before, "requests that wait hold no thread"
     model.gate.set()
     answers = [future.result(30) for future in waiting]
     assert [answer.status_code for answer in answers] == [200] * 12
-    assert model.most_running == 1
+    assert model.most_running <= workers
     texts = [text for text, _ in model.seen if text.startswith("text ")]
     assert sorted(texts) == sorted(f"text {n}" for n in range(12)), "each exactly once"
 
 
-def test_what_waits_is_served_in_the_order_of_arrival(serving, model):
-    client = serving()
+def test_the_oldest_rides_in_the_next_batch(serving, model):
+    client = serving(workers=1, batching=BatchingLimits(batch_size=3))
     service = client.app.state.service
     model.gate.clear()
     # Tasks of one loop arrive in the order they are started; requests of a client need not.
-    waiting = [client.portal.start_task_soon(service.answer, f"text {n}", None) for n in range(12)]
+    waiting = [
+        client.portal.start_task_soon(partial(service.answer, Question("x" * (1 + n % 5)), deadline=math.inf))
+        for n in range(12)
+    ]
+    left = ["x" * (1 + n % 5) for n in range(12)]
     model.gate.set()
     for future in waiting:
         future.result(30)
-    texts = [text for text, _ in model.seen if text.startswith("text ")]
-    assert texts == [f"text {n}" for n in range(12)], "first come, first served"
+    for batch in model.batches:
+        assert left[0] in batch
+        for text in batch:
+            left.remove(text)
+    assert left == []
 
 
 def test_every_answer_belongs_to_its_request(client, model):
@@ -154,7 +184,7 @@ def test_openapi_lists_problems_limits_and_both_answers(serving):
     for path, statuses in {
         "/health/live": {"200", "500"},
         "/health/ready": {"200", "500", "503"},
-        "/predict": {"200", "413", "415", "422", "500", "503"},
+        "/predict": {"200", "413", "415", "422", "500", "503", "504"},
     }.items():
         (operation,) = schema["paths"][path].values()
         assert set(operation["responses"]) == statuses

@@ -12,6 +12,8 @@ import textwrap
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from functools import partial
 from pathlib import Path
 
 import httpx
@@ -27,14 +29,23 @@ SLOW = textwrap.dedent(
     from types import SimpleNamespace
     import companion.deployment.server as server
 
+    import numpy as np
+
     class Model:
-        labels, is_regression = ("no", "yes"), False
+        labels, is_regression, max_length = ("no", "yes"), False, 128
         manifest = SimpleNamespace(model_version="v")
-        def probabilities(self, texts, pairs=None, *, batch_size=32):
-            if texts[0].startswith("sleep "):
+        def encode(self, texts, pairs=None):
+            # The token is how long to sleep, in milliseconds; -1 until there is a file "go".
+            def token(text):
+                return int(1000 * float(text.split()[1])) if text.startswith("sleep ") else -(text == "wait")
+            return [SimpleNamespace(ids=[token(text)], type_ids=[0]) for text in texts]
+        def run(self, encodings):
+            if encodings[0].ids[0]:
                 print("running", flush=True)
-                time.sleep(float(texts[0].split()[1]))
-            return [[0.25, 0.75]]
+            time.sleep(max(0, encodings[0].ids[0]) / 1000)
+            while encodings[0].ids[0] < 0 and not (Path(sys.argv[1]) / "go").exists():
+                time.sleep(0.01)
+            return np.array([[0.0, 1.0]] * len(encodings), dtype=np.float32)
 
     def load(folder, threads):
         if sys.argv[2] == "fail":
@@ -46,7 +57,7 @@ SLOW = textwrap.dedent(
 
     server.create_app = functools.partial(server.create_app, load=load)
     try:
-        server.serve(Path(sys.argv[1]), port=0)
+        server.serve(Path(sys.argv[1]), port=0, threads=1)
     except ValueError as error:
         print(error, file=sys.stderr)
         sys.exit(2)
@@ -101,19 +112,49 @@ def test_signal_ends_it_cleanly_and_the_accepted_request_is_answered(start, numb
     assert (process.returncode, out, err) == (0, "after\n", "")
 
 
-def test_nobody_is_let_in_after_the_signal(start):
+def until_not_ready(url: str) -> httpx.Response:
+    """Ask until the server says that it is about to stop."""
+    until = time.monotonic() + 60
+    while (answer := httpx.get(f"{url}/health/ready", timeout=30)).status_code == 200:
+        assert time.monotonic() < until
+    return answer
+
+
+def test_who_comes_after_the_signal_is_told_to_go_elsewhere(start, folder):
+    process = start()
+    url = address(process)
+    with ThreadPoolExecutor() as pool, httpx.Client(timeout=30) as open_before:
+        assert open_before.get(f"{url}/health/ready").status_code == 200
+        answer = pool.submit(httpx.post, f"{url}/predict", json={"text": "wait"}, timeout=120)
+        assert process.stdout.readline() == "running\n"
+        process.terminate()
+        assert until_not_ready(url).json()["code"] == "draining"
+        # Over a connection that was open before, and over a new one.
+        for post in (open_before.post, partial(httpx.post, timeout=30)):
+            refused = post(f"{url}/predict", json={"text": "late"})
+            assert (refused.status_code, refused.json()["code"]) == (503, "draining")
+            assert refused.headers["retry-after"] == "1"
+            assert refused.headers["connection"] == "close"
+        assert httpx.get(f"{url}/health/live", timeout=30).status_code == 200
+        (folder / "go").touch()
+        assert answer.result(120).json()["label"] == "yes"
+    assert process.wait(120) == 0
+    with pytest.raises(httpx.TransportError):
+        httpx.get(f"{url}/health/live", timeout=30)
+
+
+def test_a_second_interrupt_does_not_wait_for_a_model_that_hangs(start):
     process = start()
     url = address(process)
     with ThreadPoolExecutor() as pool:
-        answer = pool.submit(httpx.post, f"{url}/predict", json={"text": "sleep 1.5"}, timeout=30)
+        answer = pool.submit(httpx.post, f"{url}/predict", json={"text": "wait"}, timeout=120)
         assert process.stdout.readline() == "running\n"
-        process.terminate()
-        deadline = time.monotonic() + 20
-        with pytest.raises(httpx.TransportError):
-            while time.monotonic() < deadline:
-                httpx.get(f"{url}/health/live", timeout=5)
-        assert answer.result(30).status_code == 200
-    assert process.wait(30) == 0
+        process.send_signal(signal.SIGINT)
+        assert until_not_ready(url).json()["code"] == "draining"
+        process.send_signal(signal.SIGINT)
+        process.wait(60)
+        with suppress(httpx.TransportError):
+            assert answer.result(60).status_code == 500
 
 
 def test_signal_while_the_model_loads(start):
