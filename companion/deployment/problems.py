@@ -47,6 +47,9 @@ NOT_FOUND = ProblemType("not-found", 404, "There is nothing at this address")
 METHOD_NOT_ALLOWED = ProblemType("method-not-allowed", 405, "This address does not take this method")
 NOT_READY = ProblemType("not-ready", 503, "The model is still loading")
 MODEL_FAILED = ProblemType("model-failed", 503, "The model could not be loaded")
+ADMIN_KEY_REQUIRED = ProblemType("admin-key-required", 401, "This address asks for the admin key")
+ROLLOUT_CONFLICT = ProblemType("rollout-conflict", 409, "The stage of the rollout does not allow this")
+VERSION_REFUSED = ProblemType("version-refused", 422, "This version cannot be used")
 INTERNAL_ERROR = ProblemType("internal-error", 500, "The server failed to answer")
 
 PROBLEMS: tuple[ProblemType, ...] = (
@@ -58,6 +61,9 @@ PROBLEMS: tuple[ProblemType, ...] = (
     METHOD_NOT_ALLOWED,
     NOT_READY,
     MODEL_FAILED,
+    ADMIN_KEY_REQUIRED,
+    ROLLOUT_CONFLICT,
+    VERSION_REFUSED,
     INTERNAL_ERROR,
 )
 
