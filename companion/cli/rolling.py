@@ -191,10 +191,14 @@ def _lines(status: dict[str, Any]) -> list[tuple[str, str]]:
     if trial := status["trial"]:
         lines += _trial_lines(trial)
     for event in status["events"][-5:]:
-        by_itself = "by itself: " if event["automatic"] else ""
-        lines.append(
-            ("event", f"{event['at']} {event['version']} {event['what']} {by_itself}{event['detail']}".strip())
+        words = (
+            event["at"],
+            event["version"],
+            event["what"],
+            "by itself" * event["automatic"],
+            event["detail"],
         )
+        lines.append(("event", " ".join(filter(None, words))))
     return lines + [("warning", text) for text in status["warnings"]]
 
 
@@ -207,14 +211,9 @@ def _trial_lines(trial: dict[str, Any]) -> list[tuple[str, str]]:
         lines.append(
             (name, f"{test['bad']} bad of {test['answers']}, tolerated {test['tolerated']:.3g} of all")
         )
-    if agreement["compared"]:
-        interval = f"{agreement['share']:.2%} ({agreement['low']:.2%} to {agreement['high']:.2%})"
-        lines.append(
-            (
-                "agreement",
-                f"{interval} of {agreement['compared']}, largest difference {agreement['largest_difference']:.3g}",
-            )
-        )
+    if compared := agreement["compared"]:
+        share = f"{agreement['share']:.2%} ({agreement['low']:.2%} to {agreement['high']:.2%}) of {compared}"
+        lines.append(("agreement", f"{share}, largest difference {agreement['largest_difference']:.3g}"))
     if trial["shadow_latency"]["count"]:
         lines.append(("shadow latency", _latency(trial["shadow_latency"])))
     return lines
