@@ -134,9 +134,8 @@ def _ranks(n: int, quantile: float, tail: float) -> tuple[int, int]:
         ways = math.lgamma(n + 1) - math.lgamma(count + 1) - math.lgamma(n - count + 1)
         return math.exp(ways + count * math.log(quantile) + (n - count) * math.log1p(-quantile))
 
-    reach = math.ceil(
-        40 * math.sqrt(n * quantile * (1 - quantile)) + 40
-    )  # further out, nothing adds to a float
+    # So far out, nothing adds to a sum of floats: twelve standard deviations, or as many rare values.
+    reach = math.ceil(12 * math.sqrt(n * quantile * (1 - quantile)) + 24)
     first, last = max(0, math.floor(n * quantile) - reach), min(n, math.ceil(n * quantile) + reach)
     low, below = first, probability(first)
     while below <= tail:  # at most `low` values are below the quantile

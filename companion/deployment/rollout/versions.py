@@ -230,7 +230,10 @@ class Loader:
         return served
 
     def _resolve(self, folder: Path) -> Path:
-        place = Path(folder).expanduser().resolve()
+        try:
+            place = Path(folder).expanduser().resolve()
+        except (OSError, RuntimeError, ValueError) as error:  # no such user, a loop of links, a NUL character
+            raise RefusedVersionError(f"{str(folder)!r} was refused: it is no path ({error}).") from None
         if self.root is not None and not place.is_relative_to(self.root.resolve()):
             raise RefusedVersionError(
                 f"{place} was refused: it is not below {self.root.resolve()}, where the versions are."

@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -14,7 +15,6 @@ import pytest
 from companion.deployment.answering import Answer, Question
 from companion.deployment.rollout import Caller, Rollout, RolloutStatus, VersionFacts, calling
 
-FOREVER = float("inf")
 FACTS = VersionFacts("v1", ("negative", "positive"), False, "tokens")
 
 
@@ -136,9 +136,16 @@ def world(tmp_path: Path) -> World:
 
 @pytest.fixture
 def tools() -> Any:
-    """Return the helpers above: tests do not import one another."""
-    from types import SimpleNamespace
+    """Return the helpers above: tests do not import one another.
 
+    The last three look inside, because a whole status for every step of the event loop takes long.
+    """
     return SimpleNamespace(
-        ask=ask, until=until, until_stage=until_stage, probability=probability, FOREVER=FOREVER
+        ask=ask,
+        until=until,
+        until_stage=until_stage,
+        probability=probability,
+        trial=lambda rollout: rollout._asking.stage.trial,
+        waiting=lambda rollout: rollout._asking.copies.waiting,
+        dropped=lambda rollout: rollout._asking.copies.dropped,
     )

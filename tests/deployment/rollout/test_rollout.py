@@ -212,7 +212,7 @@ def test_a_canary_keeps_its_callers_when_it_grows(world, tools):
             for user in range(200):
                 if await tools.ask(rollout, f"text {user % 7}", f"user {user}") == "v2":
                     found.add(user)
-                await tools.until(lambda: not rollout.status().trial.waiting)
+                await tools.until(lambda: not tools.waiting(rollout))
             inside.append(found)
         small, middle, everyone, again = inside
         assert 0 < len(small) < len(middle) < 100
@@ -335,7 +335,7 @@ def test_a_client_that_goes_away_is_nobodys_fault(world, tools):
         world.made["m2"].gate = asyncio.Event()
         for _ in range(3):
             questions = [asyncio.create_task(tools.ask(rollout, f"text {n}")) for n in range(16)]
-            await tools.until(lambda: rollout.status().candidate.running == 16)
+            await tools.until(lambda: tools.trial(rollout).version.running == 16)
             for question in questions:
                 question.cancel()
             await asyncio.wait(questions)
@@ -360,7 +360,7 @@ def test_a_canary_that_lies_is_taken_back_within_a_hundred_bad_answers(world, to
         wrong = {f"text {n}": rng.random() < share for n in range(3000)}
         for n in range(0, good, 10):
             await asyncio.gather(*(tools.ask(rollout, f"good {n + m}") for m in range(10)))
-            await tools.until(lambda: not rollout.status().trial.waiting)
+            await tools.until(lambda: not tools.waiting(rollout))
         candidate = world.made["m2"]
         candidate.opinion = lambda text: (
             1.1 - tools.probability(text) if wrong.get(text) else tools.probability(text)
@@ -392,7 +392,7 @@ def test_errors_in_a_canary_take_it_back_and_no_client_sees_one(world, tools):
         await rollout.canary(1)
         for n in range(300):
             await tools.ask(rollout, f"good {n}")
-            await tools.until(lambda: not rollout.status().trial.waiting)
+            await tools.until(lambda: not tools.waiting(rollout))
         failed = []
         world.made["m2"].fails = lambda text: failed.append(text) or RuntimeError("broken")
         answered = await asyncio.gather(*(tools.ask(rollout, f"text {n}") for n in range(64)))
@@ -413,11 +413,11 @@ def test_a_candidate_that_nobody_can_watch_is_not_used(world, tools):
         answered = [await tools.ask(rollout, f"text {n}") for n in range(16)]
         assert set(answered) == {"v2"}
         further = [asyncio.create_task(tools.ask(rollout, f"text {n}")) for n in range(5)]
-        await tools.until(lambda: rollout.status().live.running >= 5)
+        await tools.until(lambda: rollout.live.running >= 5)
         assert rollout.status().trial.held_back == 5
         world.made["m1"].gate.set()
         assert set(await asyncio.gather(*further)) == {"v1"}
-        await tools.until(lambda: rollout.status().trial.agreement.compared == 16)
+        await tools.until(lambda: tools.trial(rollout).agreement.compared == 16)
         assert await tools.ask(rollout, "text") == "v2"
 
     with_rollout(world, body)
@@ -429,8 +429,8 @@ def test_with_a_share_of_comparisons_only_those_need_a_place(world, tools):
         await rollout.canary(1)
         for n in range(200):
             assert await tools.ask(rollout, f"text {n}") == "v2"
-            await tools.until(lambda: not rollout.status().trial.waiting)
-        await tools.until(lambda: rollout.status().live.running == 0)
+            await tools.until(lambda: not tools.waiting(rollout))
+        await tools.until(lambda: rollout.live.running == 0)
         assert 20 < rollout.status().trial.agreement.compared < 90
 
     with_rollout(world, body, settings=RolloutSettings(compare=0.25))
@@ -449,8 +449,8 @@ def test_a_candidate_within_what_is_tolerated_stays(world, tools):
             await change(1)
             for n in range(500):
                 await tools.ask(rollout, f"text {n}")
-                await tools.until(lambda: not rollout.status().trial.waiting)
-        await tools.until(lambda: rollout.status().trial.agreement.compared == 1000)
+                await tools.until(lambda: not tools.waiting(rollout))
+        await tools.until(lambda: tools.trial(rollout).agreement.compared == 1000)
         status = rollout.status()
         assert status.stage == "candidate"
         assert status.trial.agreement.share == 0.96
@@ -470,7 +470,7 @@ def test_a_shadow_gets_copies_and_no_client_notices(world, tools):
         asked = len(world.made["m2"].asked)
         for n in range(20):
             assert await tools.ask(rollout, f"text {n}") == "v1"
-        await tools.until(lambda: rollout.status().trial.shadowed == 20)
+        await tools.until(lambda: tools.trial(rollout).shadowed == 20)
         assert world.made["m2"].asked[asked:] == [f"text {n}" for n in range(20)]
         trial = rollout.status().trial
         assert (trial.agreement.compared, trial.agreement.share, trial.answered) == (20, 1, 0)
@@ -497,10 +497,10 @@ def test_copies_wait_while_the_live_version_is_busy_and_too_many_are_dropped(wor
         assert (trial.waiting, trial.dropped, trial.shadowed) == (3, 7, 0)
         assert len(world.made["m2"].asked) == asked
         world.seconds += 2 * 1e6
-        await tools.until(lambda: rollout.status().trial.dropped == 10)  # too old to say anything
+        await tools.until(lambda: tools.dropped(rollout) == 10)  # too old to say anything
         world.busy = False
         await tools.ask(rollout, "text")
-        await tools.until(lambda: rollout.status().trial.shadowed == 1)
+        await tools.until(lambda: tools.trial(rollout).shadowed == 1)
 
     with_rollout(world, body, settings=RolloutSettings(copies=CopyRules(shadows=3, max_age_s=1e6)))
 
@@ -524,7 +524,7 @@ def test_copies_run_one_at_a_time_and_within_their_budget(world, tools):
         candidate.answer = slow
         for n in range(5):
             await tools.ask(rollout, f"text {n}")
-        await tools.until(lambda: rollout.status().trial.shadowed == 5)
+        await tools.until(lambda: tools.trial(rollout).shadowed == 5)
         gaps = [after - before for before, after in pairwise(began)]
         assert all(4.0 <= gap < 4.1 for gap in gaps), "one second of work, three of rest"
         assert rollout.status().trial.shadow_latency.count == 5
@@ -538,15 +538,15 @@ def test_by_default_copies_wait_while_the_live_version_answers(world, tools):
         await rollout.load(world.folder / "m2")
         await rollout.shadow(1)
         await tools.ask(rollout, "one")
-        await tools.until(lambda: rollout.status().trial.shadowed == 1)
+        await tools.until(lambda: tools.trial(rollout).shadowed == 1)
         world.made["m1"].gate = asyncio.Event()
         live = [asyncio.create_task(tools.ask(rollout, text)) for text in ("two", "three")]
-        await tools.until(lambda: rollout.status().live.running == 2)
+        await tools.until(lambda: rollout.live.running == 2)
         world.made["m1"].gate.set()
         world.made["m1"].gate = None
         await live[0]
         await asyncio.gather(*live)
-        await tools.until(lambda: rollout.status().trial.shadowed == 3)
+        await tools.until(lambda: tools.trial(rollout).shadowed == 3)
 
     with_rollout(world, body, busy=None)
 
@@ -563,7 +563,7 @@ def test_a_copy_is_answered_in_the_background_by_a_version_that_can(world, tools
         candidate.answer_in_background = answer_in_background
         await rollout.shadow(1)
         await tools.ask(rollout, "copied")
-        await tools.until(lambda: rollout.status().trial.shadowed == 1)
+        await tools.until(lambda: tools.trial(rollout).shadowed == 1)
         await rollout.shadow(0)
         await rollout.canary(1)
         assert await tools.ask(rollout, "for a client") == "v2"
@@ -583,7 +583,7 @@ def test_a_shadow_that_is_no_good_is_taken_back(world, tools, how):
             world.made["m2"].opinion = lambda text: 1.1 - tools.probability(text)
         for n in range(100):
             assert await tools.ask(rollout, f"text {n}") == "v1"
-            await tools.until(lambda: rollout.status().trial is None or not rollout.status().trial.waiting)
+            await tools.until(lambda: not tools.waiting(rollout))
         status = await tools.until_stage(rollout, "live")
         assert status.events[-1].detail.startswith(how)
         assert world.made["m2"].closed
@@ -659,7 +659,7 @@ def test_an_answer_that_comes_after_the_rollback_is_thrown_away(world, tools):
         candidate = world.made["m2"]
         candidate.gate = asyncio.Event()
         question = asyncio.create_task(tools.ask(rollout, "text"))
-        await tools.until(lambda: rollout.status().candidate.running == 1)
+        await tools.until(lambda: tools.trial(rollout).version.running == 1)
         await rollout.rollback()
         assert rollout.status().stage == "live"
         await asyncio.sleep(0)
@@ -679,7 +679,7 @@ def test_an_answer_that_comes_after_the_promotion_counts(world, tools):
         candidate = world.made["m2"]
         candidate.gate = asyncio.Event()
         question = asyncio.create_task(tools.ask(rollout, "text"))
-        await tools.until(lambda: rollout.status().candidate.running == 1)
+        await tools.until(lambda: tools.trial(rollout).version.running == 1)
         await rollout.promote()
         live = len(world.made["m1"].asked)
         candidate.gate.set()
@@ -758,7 +758,7 @@ def test_a_canary_goes_on_after_a_restart(world, tools):
         assert (status.stage, status.live.version, status.candidate.version) == ("candidate", "v1", "v2")
         assert (status.canary, status.by_header, status.shadow) == (0.25, True, 0.5)
         for user, version in callers.items():
-            await tools.until(lambda: not rollout.status().trial.waiting)
+            await tools.until(lambda: not tools.waiting(rollout))
             if version == "v2":
                 assert await tools.ask(rollout, "text", f"user {user}") == "v2"
         assert rollout.status().warnings == []
@@ -898,7 +898,7 @@ def test_a_state_that_cannot_be_written_is_a_warning_and_the_change_stands(world
         await rollout.load(world.folder / "m2")
         await rollout.canary(1)
         assert await tools.ask(rollout, "text") == "v2"
-        assert "is not on disk, a restart would not know it" in rollout.status().warnings[0]
+        assert "is not on disk, a restart would not know it" in rollout.status().warnings[-1]
 
     with_rollout(world, body, state_file=world.folder / "in the way" / "state.json")
 
