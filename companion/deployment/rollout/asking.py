@@ -108,8 +108,8 @@ class StagedAnswerer:
                     answer = await trial.version.answer(question, deadline=time.monotonic() + seconds)
             except Exception as error:
                 return await self._instead(trial, question, deadline, error)
-            stage = self._current()
-            if trial.version is stage.live:  # promoted meanwhile
+            stage = self.stage
+            if stage is None or trial.version is stage.live:  # closed, or promoted meanwhile
                 return answer
             if stage.trial is not trial:  # taken back meanwhile: its answers count no more
                 return await self._from_live(question, deadline)
@@ -174,19 +174,19 @@ class StagedAnswerer:
         return answer
 
     def _shadow(self, caller: Caller | None, question: Question, answer: Answer) -> None:
-        stage = self._current()
-        candidate = stage.candidate
+        stage = self.stage
         # After an exchange the answer may come from a version that is live no more.
-        if candidate is None or answer.model_version != stage.live.name:
+        if stage is None or answer.model_version != stage.live.name:
             return
-        if copied(stage.traffic, caller, question, candidate.name):
+        candidate = stage.candidate
+        if candidate is not None and copied(stage.traffic, caller, question, candidate.name):
             self.copies.offer(QuestionCopy(question, answer, candidate, candidate, self._clock()))
 
     def _copy_ran(self, copy: QuestionCopy, result: Answer | Exception, seconds: float) -> None:
-        stage = self._current()
-        trial = stage.trial
-        if trial is None or stage.candidate is not copy.candidate:
+        stage = self.stage
+        if stage is None or stage.trial is None or stage.candidate is not copy.candidate:
             return
+        trial = stage.trial
         if copy.is_shadow:
             trial.shadowed += 1
             if isinstance(result, Exception):

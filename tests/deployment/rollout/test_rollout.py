@@ -672,6 +672,31 @@ def test_an_answer_that_comes_after_the_rollback_is_thrown_away(world, tools):
     with_rollout(world, body)
 
 
+def test_a_question_that_was_accepted_is_answered_while_the_server_closes(world, tools):
+    async def main():
+        rollout = world.rollout()
+        await rollout.start()
+        await rollout.load(world.folder / "m2")
+        for traffic, name in ((rollout.shadow, "m1"), (rollout.canary, "m2")):
+            await traffic(1)
+            world.made[name].gate = asyncio.Event()
+        questions = [
+            asyncio.create_task(tools.ask(rollout, "text", wish=wish)) for wish in ("live", "candidate")
+        ]
+        await tools.until(lambda: rollout.live.running and tools.trial(rollout).version.running)
+        closing = asyncio.create_task(rollout.aclose())
+        for _ in range(20):
+            await asyncio.sleep(0)
+        assert not any(version.closed for version in world.made.values())
+        for version in world.made.values():
+            version.gate.set()
+        assert await asyncio.gather(*questions) == ["v1", "v2"]
+        await closing
+        assert all(version.closed for version in world.made.values())
+
+    asyncio.run(main())
+
+
 def test_an_answer_that_comes_after_the_promotion_counts(world, tools):
     async def body(rollout):
         await rollout.load(world.folder / "m2")
