@@ -67,7 +67,7 @@ def _tokenizer_digest(file: Path) -> str:
         parts = json.loads(file.read_text(encoding="utf-8"))
         for name in _HOW_LONG:
             parts.pop(name, None)
-    except (AttributeError, ValueError) as error:
+    except (AttributeError, TypeError, ValueError) as error:
         raise ValueError(f"{file} is no tokenizer: {error}. Export the model again.") from None
     return sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 

@@ -187,7 +187,7 @@ def waiting(*births: float) -> deque[QuestionCopy]:
     return deque(QuestionCopy(Q, answer(0.5, 0.5), None, None, born) for born in births)
 
 
-RULES = CopyRules(patience_s=0.1)
+RULES = CopyRules(patience_s=0.125)
 
 
 @pytest.mark.parametrize(
@@ -200,7 +200,7 @@ RULES = CopyRules(patience_s=0.1)
         ((), (0.0,), {"rested": 10.0}, "shadow"),
         ((9.99,), (0.0,), {}, "canary"),
         ((9.99,), (0.0,), {"busy": True}, None),
-        ((9.9,), (0.0,), {"busy": True}, "canary"),
+        ((9.875,), (0.0,), {"busy": True}, "canary"),
         ((9.99,), (), {"rested": 11.0}, "canary"),
     ],
 )
