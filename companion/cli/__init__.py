@@ -11,7 +11,17 @@ from typing import NoReturn
 
 import typer
 
-from companion.cli import about, diagnosing, exporting, grading, measuring, optimizing, training, using
+from companion.cli import (
+    about,
+    diagnosing,
+    exporting,
+    grading,
+    measuring,
+    optimizing,
+    rolling,
+    training,
+    using,
+)
 
 __all__ = ["app", "main"]
 
@@ -40,6 +50,7 @@ store = typer.Typer(help="The results that are stored under COMPANION_HOME.", ri
 store.command("list")(about.list_artifacts)
 store.command("clear")(about.clear_artifacts)
 app.add_typer(store, name="artifacts")
+app.add_typer(rolling.rollout, name="rollout")
 
 
 def main() -> NoReturn:

@@ -52,6 +52,9 @@ OVERLOADED = ProblemType("overloaded", 503, "The server is too busy")
 STUCK = ProblemType("stuck", 503, "The model does not get on")
 DRAINING = ProblemType("draining", 503, "The server is about to stop")
 DEADLINE_EXCEEDED = ProblemType("deadline-exceeded", 504, "The request ran out of time")
+ADMIN_KEY_REQUIRED = ProblemType("admin-key-required", 401, "This address asks for the admin key")
+ROLLOUT_CONFLICT = ProblemType("rollout-conflict", 409, "The stage of the rollout does not allow this")
+VERSION_REFUSED = ProblemType("version-refused", 422, "This version cannot be used")
 INTERNAL_ERROR = ProblemType("internal-error", 500, "The server failed to answer")
 
 PROBLEMS: tuple[ProblemType, ...] = (
@@ -67,6 +70,9 @@ PROBLEMS: tuple[ProblemType, ...] = (
     STUCK,
     DRAINING,
     DEADLINE_EXCEEDED,
+    ADMIN_KEY_REQUIRED,
+    ROLLOUT_CONFLICT,
+    VERSION_REFUSED,
     INTERNAL_ERROR,
 )
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
+from functools import lru_cache
 from statistics import NormalDist
 from typing import Any
 
@@ -115,16 +116,36 @@ def percentile(values: Sequence[float], percent: float, *, level: float = LEVEL)
     if n < needed:
         reason = f"p{percent:g} needs at least {needed} runs for a {level:.0%} interval, there are {n}"
         return Percentile(percent, None, reason)
-    from scipy.stats import binom
-
-    ordered, quantile, tail = sorted(values), percent / 100, (1 - level) / 2
-    # ppf gives the first count whose cumulated probability reaches the tail: one below is still within it.
-    low = int(binom.ppf(tail, n, quantile))
-    if low and binom.cdf(low, n, quantile) <= tail:  # a tie of floats
-        low += 1
-    high = int(binom.isf(tail, n, quantile)) + 1
+    ordered, quantile = sorted(values), percent / 100
+    low, high = _ranks(n, quantile, (1 - level) / 2)
     value = ordered[math.ceil(round(n * quantile, 9)) - 1]
-    return Percentile(percent, Estimate(value, ordered[max(low, 1) - 1], ordered[min(high, n) - 1]))
+    return Percentile(percent, Estimate(value, ordered[low - 1], ordered[high - 1]))
+
+
+@lru_cache(maxsize=256)
+def _ranks(n: int, quantile: float, tail: float) -> tuple[int, int]:
+    """Find which of `n` sorted values, from 1, leave the quantile outside with at most `tail` on either side.
+
+    The number of values below the quantile is binomial. Its tails are summed from their thin ends, without
+    scipy: a server tells its percentiles, too, and has no room for that.
+    """
+
+    def probability(count: int) -> float:
+        ways = math.lgamma(n + 1) - math.lgamma(count + 1) - math.lgamma(n - count + 1)
+        return math.exp(ways + count * math.log(quantile) + (n - count) * math.log1p(-quantile))
+
+    # So far out, nothing adds to a sum of floats: twelve standard deviations, or as many rare values.
+    reach = math.ceil(12 * math.sqrt(n * quantile * (1 - quantile)) + 24)
+    first, last = max(0, math.floor(n * quantile) - reach), min(n, math.ceil(n * quantile) + reach)
+    low, below = first, probability(first)
+    while below <= tail:  # at most `low` values are below the quantile
+        low += 1
+        below += probability(low)
+    high, above = last, 0.0
+    while above + probability(high) <= tail:  # at least `high` values are below the quantile
+        above += probability(high)
+        high -= 1
+    return max(low, 1), min(high + 1, n)
 
 
 def runs_needed(percent: float, *, level: float = LEVEL) -> int:
