@@ -11,7 +11,17 @@ from typing import NoReturn
 
 import typer
 
-from companion.cli import about, diagnosing, exporting, grading, measuring, optimizing, training, using
+from companion.cli import (
+    about,
+    diagnosing,
+    exporting,
+    grading,
+    measuring,
+    optimizing,
+    training,
+    using,
+    watching,
+)
 
 __all__ = ["app", "main"]
 
@@ -32,6 +42,7 @@ for command in (
     optimizing.optimize,
     using.predict,
     using.serve,
+    watching.drift,
     training.share,
     grading.grade,
 ):
