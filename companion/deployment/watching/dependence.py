@@ -59,11 +59,11 @@ def block_for(reference: Columns, *, seed: int = 0) -> int:
         A power of two; 1 where neighbours have nothing to do with each other.
     """
     newest = reference.take(slice(max(0, len(reference) - _LOOKED_AT), None))
-    varied = [values for values in series_of(newest).values() if np.ptp(values) > 0]
-    lengths = []
+    lengths: list[int] = []
     while len(newest) >> len(lengths) >= _FEWEST_BLOCKS:
         lengths.append(1 << len(lengths))
-    if not varied or not lengths:
+    varied = [values for values in series_of(newest).values() if lengths and np.ptp(values) > 0]
+    if not varied:
         return 1
     series = np.stack(varied)
     rng = np.random.default_rng(seed)

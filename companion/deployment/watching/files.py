@@ -12,7 +12,6 @@ import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
-from itertools import count
 from pathlib import Path
 
 __all__ = ["PATTERN", "LogFiles"]
@@ -97,7 +96,8 @@ class LogFiles:
             # A clock that is set back must not make a new file look older than the last.
             self._latest = max(self._latest, self._clock())
             moment = datetime.fromtimestamp(self._latest, UTC).strftime("%Y%m%dT%H%M%S.%fZ")
-            for self._number in count(self._number + 1):
+            while True:
+                self._number += 1
                 path = self.folder / f"predictions-{moment}-{os.getpid()}-{self._number:06d}.jsonl"
                 with suppress(FileExistsError):
                     handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND, 0o640)

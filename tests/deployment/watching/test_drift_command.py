@@ -108,7 +108,7 @@ def test_mistakes(refused, quiet, log, lines, tmp_path):
     assert "it is empty: expected the folder" in refused(tmp_path / "empty")
     assert "does not exist" in refused(tmp_path / "nowhere")
     assert "is no prediction log" in refused(tmp_path / "texts.csv")
-    assert "a window needs" in refused(quiet, "--window", "20")
+    assert "a window needs" in refused(quiet, "--window", "15", *QUICK)
     assert "both need more than" in refused(quiet, "--window", "250", "--shift", "0.2")
     assert "has no answers of model version v9; it has those of v1 (300)" in refused(quiet, "--version", "v9")
     assert "share answers" in refused(quiet, "--reference", quiet)
