@@ -125,8 +125,6 @@ def _from_log(text: str, log: Path) -> Mapping[str, Columns] | Period:
             f"--reference is {text!r}: no such log, and not FROM..TO such as 2026-11-01..2026-11-08"
         )
     period = Period(_moment(start), _moment(end))
-    if period.start is None and period.end is None:
-        raise ValueError("--reference is '..', all of time: expected FROM..TO, of which one may be left out")
     if period.start is not None and period.end is not None and period.start >= period.end:
         raise ValueError(f"--reference is {text!r}: it ends before it begins")
     return period

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from functools import lru_cache
 
 __all__ = ["answers_needed", "detectable_shift"]
 
@@ -86,6 +87,7 @@ def answers_needed(
     return math.ceil(1 / left) if left > 0 else None
 
 
+@lru_cache
 def _noncentrality(freedom: int, level: float, power: float) -> float:
     """Find how far off a chi-square statistic must be on average to be significant so often."""
     from scipy.optimize import brentq

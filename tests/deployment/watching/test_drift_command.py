@@ -77,7 +77,7 @@ def test_a_cut_line_is_skipped_and_told(run, quiet):
     assert "not logged: 7 answers, as the log notes" in out
 
 
-def test_several_versions(run, log, lines):
+def test_several_versions(run, log, quiet, lines):
     (log / "predictions-3.jsonl").write_bytes(lines(300, 3, version="v2"))
     (log / "predictions-4.jsonl").write_bytes(lines(9, 3, version="v3"))
     code, out, _ = run("drift", log, *QUICK)
@@ -87,7 +87,9 @@ def test_several_versions(run, log, lines):
     assert "3 model versions are in the log; each is compared with itself alone" in out
     code, out, _ = run("drift", log, *QUICK, "--version", "v2")
     assert code == 0
-    code, out, _ = run("drift", log, *QUICK, "--version", "v2", "--reference-version", "v1")
+    (quiet / "predictions-3.jsonl").write_bytes(lines(300, 3, version="v2"))
+    code, out, _ = run("drift", quiet, *QUICK, "--version", "v2", "--reference-version", "v1")
+    assert code == 0
     assert "compared with version v1: changes can be the model's own" in out
 
 
@@ -117,7 +119,6 @@ def test_mistakes(refused, quiet, log, lines, tmp_path):
     assert "no such log" in refused(quiet, "--reference", "../gone")
     assert "has the time 'monday'" in refused(quiet, "--reference", "monday..2026-01-01")
     assert "ends before it begins" in refused(quiet, "--reference", "2026-01-02..2026-01-01")
-    assert "all of time" in refused(quiet, "--reference", "..")
     assert "no answer of model version v1 lies" in refused(quiet, "--reference", "2020-01-01..2020-01-02")
     assert "false_alarms is 0.0" in refused(quiet, "--false-alarms", "0")
     assert "--step is about --history" in refused(quiet, "--step", "5")
