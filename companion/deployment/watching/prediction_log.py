@@ -91,7 +91,7 @@ class LogCounts:
     lost : int
         Could not be written: the disk was full, the folder not writable, the line too long.
     waiting : int
-        Are in the queue.
+        Are in the queue, or the one that is being written.
     """
 
     written: int = 0
