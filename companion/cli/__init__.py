@@ -21,6 +21,7 @@ from companion.cli import (
     rolling,
     training,
     using,
+    watching,
 )
 
 __all__ = ["app", "main"]
@@ -42,6 +43,7 @@ for command in (
     optimizing.optimize,
     using.predict,
     using.serve,
+    watching.drift,
     training.share,
     grading.grade,
 ):
