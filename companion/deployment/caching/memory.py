@@ -12,7 +12,7 @@ from companion.deployment.answering import Answer
 
 __all__ = ["MemoryStore"]
 
-_ENTRY_BYTES = 900
+_ENTRY_BYTES = 700
 """What an answer costs beside its numbers and words, measured: objects, links and three hash tables."""
 
 

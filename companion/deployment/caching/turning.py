@@ -213,9 +213,11 @@ def _names(text: str, rng: random.Random) -> list[_Place]:
     for one in sorted(inside):
         for other in sorted(inside):
             if one < other and one not in other and other not in one:
-                both = re.compile(rf"\b(?:{re.escape(one)}|{re.escape(other)})\b")
-                swapped = both.sub(lambda match, a=one, b=other: b if match[0] == a else a, text)
-                places.append(_Place(0, len(text), swapped))
+                both = rf"\b({re.escape(one)}|{re.escape(other)})\b"
+                parts = re.split(both, text)
+                swap = {one: other, other: one}
+                parts[1::2] = [swap[part] for part in parts[1::2]]
+                places.append(_Place(0, len(text), "".join(parts)))
     return places
 
 
