@@ -68,7 +68,7 @@ def variants(text: str, *, seed: int = 0, kinds: Sequence[str] = VARIANT_KINDS) 
         raise ValueError(f"unknown kind {unknown[0]!r}, expected some of {', '.join(VARIANT_KINDS)}")
     found = []
     for kind in kinds:
-        changed = _EDITS[kind](text, random.Random(f"{seed}/{kind}/{text}"))
+        changed = _EDITS[kind](text, random.Random(f"{seed}/{kind}/{text}".encode("utf-8", "surrogatepass")))
         if changed != text:
             found.append(Rewritten(changed, kind, kind))
     return found

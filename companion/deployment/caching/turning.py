@@ -63,11 +63,11 @@ def opposites(text: str, *, seed: int = 0, kinds: Sequence[str] = OPPOSITE_KINDS
         raise ValueError(f"unknown kind {unknown[0]!r}, expected some of {', '.join(OPPOSITE_KINDS)}")
     found = []
     for kind in kinds:
-        rng = random.Random(f"{seed}/{kind}/{text}")
+        rng = random.Random(f"{seed}/{kind}/{text}".encode("utf-8", "surrogatepass"))
         places = [place for place in _EDITS[kind](text, rng) if place.apply(text) != text]
         if places:
             place = rng.choice(places)
-            found.append(Rewritten(place.apply(text), kind, f"{place.before(text)} -> {place.after}"))
+            found.append(Rewritten(place.apply(text), kind, place.edit(text)))
     return found
 
 
@@ -78,9 +78,10 @@ class _Place:
     start: int
     end: int
     after: str
+    told: str = ""
 
-    def before(self, text: str) -> str:
-        return text[self.start : self.end]
+    def edit(self, text: str) -> str:
+        return self.told or f"{text[self.start : self.end]} -> {self.after}"
 
     def apply(self, text: str) -> str:
         return text[: self.start] + self.after + text[self.end :]
@@ -217,7 +218,7 @@ def _names(text: str, rng: random.Random) -> list[_Place]:
                 parts = re.split(both, text)
                 swap = {one: other, other: one}
                 parts[1::2] = [swap[part] for part in parts[1::2]]
-                places.append(_Place(0, len(text), "".join(parts)))
+                places.append(_Place(0, len(text), "".join(parts), f"{one} <-> {other}"))
     return places
 
 
