@@ -43,7 +43,7 @@ def made(seed: int, count: int, wrong_at: float, kind: str = "traffic") -> list[
 
 def test_the_share_of_false_hits_is_within_the_budget_as_often_as_promised():
     """Here the true share at a threshold is known: half of what it is at the threshold itself."""
-    runs, broken, found = 300, 0, 0
+    runs, broken, found = 150, 0, 0
     for seed in range(runs):
         threshold = certify(made(seed, 3000, 0.05), TRAFFIC_ONLY, **NAMES).threshold
         if threshold is not None:
@@ -54,10 +54,10 @@ def test_the_share_of_false_hits_is_within_the_budget_as_often_as_promised():
 
 
 def test_the_share_of_opposites_let_through_is_within_the_budget_as_often_as_promised():
-    budget, runs, broken, found = HitBudget(0.02, 0.1), 200, 0, 0
+    budget, runs, broken, found = HitBudget(0.05, 0.1), 100, 0, 0
     for seed in range(runs):
         opposites = [Trial(trial.similarity, False, "negation") for trial in made(seed, 500, 0.0)]
-        threshold = certify(made(-seed - 1, 5000, 0.0) + opposites, budget, **NAMES).threshold
+        threshold = certify(made(-seed - 1, 2000, 0.0) + opposites, budget, **NAMES).threshold
         if threshold is not None:
             found += 1
             broken += 1 - threshold > budget.opposites
@@ -111,11 +111,11 @@ def test_opposites_that_keep_the_answer_do_no_harm():
 @pytest.mark.parametrize(
     ("trials", "budget", "words"),
     [
-        ([], HitBudget(0.01), "takes 436 hits to show, there are 0 questions"),
-        (made(6, 400, 0.0), HitBudget(0.01, None), "takes 436 hits to show, there are 400 questions"),
-        (made(6, 500, 0.0), HitBudget(0.01, 0.01), "takes 436 of them to show, there are 0 with"),
+        ([], HitBudget(0.01), "takes 437 hits to show, there are 0 questions"),
+        (made(6, 400, 0.0), HitBudget(0.01, None), "takes 437 hits to show, there are 400 questions"),
+        (made(6, 500, 0.0), HitBudget(0.01, 0.01), "takes 437 of them to show, there are 0 with"),
         (made(6, 900, 1.0), HitBudget(0.01, None), "no similarity keeps the budget"),
-        ([Trial(-0.5, True)] * 900, HitBudget(0.01, None), "takes 436 hits"),
+        ([Trial(-0.5, True)] * 900, HitBudget(0.01, None), "takes 437 hits"),
     ],
 )
 def test_without_evidence_it_stays_off(trials, budget, words):

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
+import math
 import random
 import time
 from collections.abc import Callable
@@ -137,7 +139,7 @@ class SemanticCache:
         if threshold is None or question.pair is not None or self.off:
             self._counter.count(self._name, "bypassed")
             return await self._inner.answer(question, deadline=deadline)
-        vector, nearest = await self._look_up(question.text)
+        vector, nearest = await self._look_up(question.text, deadline)
         if vector is None:
             return await self._inner.answer(question, deadline=deadline)
         if nearest is None or nearest.similarity < threshold:
@@ -174,13 +176,13 @@ class SemanticCache:
         """Forget all answers; `inner` belongs to whoever made it."""
         self._index.clear()
 
-    async def _look_up(self, text: str) -> tuple[Vector | None, Neighbour | None]:
+    async def _look_up(self, text: str, deadline: float) -> tuple[Vector | None, Neighbour | None]:
         """Embed and search; no vector where that fails or the text has none."""
         begun = self._clock()
         try:
-            found = await anyio.to_thread.run_sync(
-                self._nearest, text, limiter=self._limiter, abandon_on_cancel=True
-            )
+            # One at a time, and never abandoned: who has waited too long for a turn leaves before it.
+            async with asyncio.timeout(None if deadline == math.inf else deadline - begun):
+                found = await anyio.to_thread.run_sync(self._nearest, text, limiter=self._limiter)
         except Exception as error:  # whatever the embedding raises: the model can still answer
             self._counter.count(self._name, "error")
             if not self._failing:  # once, not for each question

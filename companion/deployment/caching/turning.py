@@ -100,11 +100,11 @@ def _words(text: str) -> dict[str, str]:
 _AUXILIARIES = (
     "is|are|was|were|am|be|been|has|have|had|do|does|did|can|could|will|would|shall|should|may|might|must"
 )
-_AUXILIARY = re.compile(rf"\b({_AUXILIARIES})\b(?!['’]?n['’]t| not\b| never\b)", re.IGNORECASE)
+_AUXILIARY = re.compile(rf"\b({_AUXILIARIES})\b(?!['’]| not\b| never\b)", re.IGNORECASE)
 _NEGATION = re.compile(r"\b(not|never) +(?=\w)|\b(can)not\b|\b(\w+?)n['’]t\b", re.IGNORECASE)
 _CONTRACTED = MappingProxyType({"ca": "can", "wo": "will", "sha": "shall", "ai": "is"})
 _PRONOUN = re.compile(
-    rf"\b(I|we|you|he|she|it|they|who) +(?!(?:{_AUXILIARIES}|never|not)\b)(?=[a-z]+\b)",
+    rf"\b(I|we|you|he|she|it|they|who) +(?!(?:{_AUXILIARIES}|never|not|cannot)\b|\w+n['’]t\b)(?=[a-z]+\b)",
     re.IGNORECASE,
 )
 
@@ -208,11 +208,13 @@ def _numbers(text: str, rng: random.Random) -> list[_Place]:
 
 def _names(text: str, rng: random.Random) -> list[_Place]:
     """Let two names change places, wherever they stand."""
-    found = [match for match in _NAME.finditer(text) if not _BEGINS.search(text[: match.start()])]
-    inside = {match[0] for match in found}
-    places = []
-    for one in sorted(inside):
-        for other in sorted(inside):
+    found = set()
+    for match in _NAME.finditer(text):
+        begins = _BEGINS.search(text[: match.start()])
+        found.add(match[0].partition(" ")[2] if begins else match[0])
+    names, places = sorted(found - {""}), []
+    for one in names:
+        for other in names:
             if one < other and one not in other and other not in one:
                 both = rf"\b({re.escape(one)}|{re.escape(other)})\b"
                 parts = re.split(both, text)
