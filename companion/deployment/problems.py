@@ -47,7 +47,7 @@ NOT_FOUND = ProblemType("not-found", 404, "There is nothing at this address")
 METHOD_NOT_ALLOWED = ProblemType("method-not-allowed", 405, "This address does not take this method")
 NOT_READY = ProblemType("not-ready", 503, "The model is still loading")
 MODEL_FAILED = ProblemType("model-failed", 503, "The model could not be loaded")
-DEADLINE_EXCEEDED = ProblemType("deadline-exceeded", 504, "The answer was not there before the deadline")
+DEADLINE_EXCEEDED = ProblemType("deadline-exceeded", 504, "The request ran out of time")
 INTERNAL_ERROR = ProblemType("internal-error", 500, "The server failed to answer")
 
 PROBLEMS: tuple[ProblemType, ...] = (

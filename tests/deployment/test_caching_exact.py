@@ -12,7 +12,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from companion.deployment.answering import Answer, Question
-from companion.deployment.caching import BorrowedAnswer, CacheTally, CircuitBreaker, ExactCache, MemoryStore
+from companion.deployment.caching import (
+    BorrowedAnswer,
+    CacheTally,
+    CircuitBreaker,
+    ExactCache,
+    MemoryStore,
+    NamedEvents,
+)
 from companion.deployment.caching.sealing import MAX_VALUE_BYTES, question_key, seal, unseal
 from companion.deployment.problems import NOT_READY, ProblemError
 
@@ -148,6 +155,24 @@ def test_two_levels():
         asked(ExactCache(inner, fast, version=lambda: "v1"), "one", "one")
         assert fast.entries == 1
     assert len(model.asked) == 1
+
+
+def test_events_have_names():
+    names = []
+    cache = ExactCache(Model(), MemoryStore(), version=lambda: "v1", counter=NamedEvents(names.append))
+    asked(cache, "one", "one")
+    assert names == ["exact-miss", "exact-stored", "exact-hit"]
+    NamedEvents(names.append).count("semantic", "false_hit")
+    assert names[-1] == "semantic-false-hit"
+
+
+def test_the_package_opens_every_name_that_it_lists():
+    import companion.deployment.caching as caching
+
+    assert all(getattr(caching, name) is not None for name in caching.__all__)
+    assert sorted(caching._HOME_OF) == sorted(caching.__all__)
+    with pytest.raises(AttributeError, match="no attribute 'nothing'"):
+        caching.nothing  # noqa: B018
 
 
 # --- memory

@@ -25,7 +25,13 @@ if TYPE_CHECKING:
     from companion.deployment.caching.certificate import Bounded, Certificate, HitBudget, Trial, certify
     from companion.deployment.caching.economy import SemanticReport
     from companion.deployment.caching.encoders import HashedWords, StateEncoder
-    from companion.deployment.caching.events import EVENTS, CacheCounter, CacheEvent, CacheTally
+    from companion.deployment.caching.events import (
+        EVENTS,
+        CacheCounter,
+        CacheEvent,
+        CacheTally,
+        NamedEvents,
+    )
     from companion.deployment.caching.exact import AnswerStore, ExactCache
     from companion.deployment.caching.flight import SingleFlight
     from companion.deployment.caching.memory import MemoryStore
@@ -44,7 +50,7 @@ _HOMES = {
     "certificate": ("Bounded", "Certificate", "HitBudget", "Trial", "certify"),
     "economy": ("SemanticReport",),
     "encoders": ("HashedWords", "StateEncoder"),
-    "events": ("EVENTS", "CacheCounter", "CacheEvent", "CacheTally"),
+    "events": ("EVENTS", "CacheCounter", "CacheEvent", "CacheTally", "NamedEvents"),
     "exact": ("AnswerStore", "ExactCache"),
     "flight": ("SingleFlight",),
     "memory": ("MemoryStore",),
@@ -75,6 +81,7 @@ __all__ = [
     "HashedWords",
     "HitBudget",
     "MemoryStore",
+    "NamedEvents",
     "NeighbourIndex",
     "RedisStore",
     "Rewritten",

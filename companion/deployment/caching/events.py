@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Callable
 from typing import Literal, Protocol, get_args
 
-__all__ = ["EVENTS", "CacheCounter", "CacheEvent", "CacheTally"]
+__all__ = ["EVENTS", "CacheCounter", "CacheEvent", "CacheTally", "NamedEvents"]
 
 CacheEvent = Literal[
     "hit",  # answered from the cache
@@ -65,3 +66,20 @@ class CacheTally:
         for (cache, event), count in sorted(self._counts.items()):
             found.setdefault(cache, {})[event] = count
         return found
+
+
+class NamedEvents:
+    """A counter for whoever counts events by one name: ``redis-hit``, ``semantic-false-hit``.
+
+    Parameters
+    ----------
+    report : callable
+        Takes a name.
+    """
+
+    def __init__(self, report: Callable[[str], None]) -> None:
+        self._report = report
+
+    def count(self, cache: str, event: CacheEvent) -> None:
+        """Report one event."""
+        self._report(f"{cache}-{event.replace('_', '-')}")
