@@ -11,7 +11,17 @@ from typing import NoReturn
 
 import typer
 
-from companion.cli import about, diagnosing, exporting, grading, measuring, optimizing, training, using
+from companion.cli import (
+    about,
+    diagnosing,
+    exporting,
+    grading,
+    keys,
+    measuring,
+    optimizing,
+    training,
+    using,
+)
 
 __all__ = ["app", "main"]
 
@@ -40,6 +50,11 @@ store = typer.Typer(help="The results that are stored under COMPANION_HOME.", ri
 store.command("list")(about.list_artifacts)
 store.command("clear")(about.clear_artifacts)
 app.add_typer(store, name="artifacts")
+access = typer.Typer(help="The API keys of a server: made, listed, revoked.", rich_markup_mode=None)
+access.command("new")(keys.new_key)
+access.command("list")(keys.list_keys)
+access.command("revoke")(keys.revoke_key)
+app.add_typer(access, name="keys")
 
 
 def main() -> NoReturn:

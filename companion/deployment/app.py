@@ -1,36 +1,35 @@
-"""The application: three addresses, one model, and a problem document for everything else."""
+"""The application: one model behind a few addresses, a gate in front, a problem document for every error."""
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
+from dataclasses import replace
+from functools import cache
 from pathlib import Path
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Depends, FastAPI, Request
+from fastapi import APIRouter, Depends, FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
-from fastapi.openapi.utils import get_openapi
+from fastapi.responses import PlainTextResponse
 from starlette.exceptions import HTTPException
+from starlette.routing import Route
 
+from companion.deployment import kserve, predicting
+from companion.deployment.answering import Answer, Question
+from companion.deployment.configuration import ServerSettings
+from companion.deployment.gate import AccessGate
+from companion.deployment.keys import KeyRing
+from companion.deployment.logs import RequestLog, open_log
+from companion.deployment.metrics import OPEN_METRICS, TEXT_FORMAT, ServerMetrics
 from companion.deployment.middleware import BodyLimit, RequestContext
-from companion.deployment.problems import (
-    INVALID_INPUT,
-    MEDIA_TYPE,
-    ProblemError,
-    on_http_exception,
-    on_validation_error,
-)
-from companion.deployment.schemas import (
-    Classification,
-    InputError,
-    Limits,
-    Live,
-    PredictRequest,
-    Problem,
-    Ready,
-    Regression,
-)
+from companion.deployment.notes import Recorder, RouteNames
+from companion.deployment.openapi import describe
+from companion.deployment.predicting import errors
+from companion.deployment.problems import on_http_exception, on_validation_error
+from companion.deployment.rates import RateLimiter, RedisWindows
+from companion.deployment.schemas import Limits, Live, Ready
 from companion.deployment.service import ModelService, ServedModel
 
 Load = Callable[[Path, int | None], ServedModel]
@@ -45,7 +44,7 @@ def load_onnx(folder: Path, threads: int | None) -> ServedModel:
 
 
 def create_app(
-    folder: Path, *, threads: int | None = None, limits: Limits | None = None, load: Load = load_onnx
+    folder: Path, settings: ServerSettings | None = None, *, load: Load = load_onnx, **changes: Any
 ) -> FastAPI:
     """Build the application that serves one exported model.
 
@@ -56,20 +55,34 @@ def create_app(
     ----------
     folder : Path
         A folder made by `companion.inference.export`.
-    threads : int, optional
-        Cores for one inference; by default the predictor's own choice.
-    limits : Limits, optional
-        Largest text and body.
+    settings : ServerSettings, optional
+        Limits, keys, rates, logs. Host and port are not read here.
     load : callable
         Opens the folder; exchange it to serve another kind of model.
+    **changes
+        Fields of the settings that are different, such as ``limits=Limits(characters=500)``; None leaves a
+        field as it is.
 
     Returns
     -------
     FastAPI
         An ASGI application. A folder that cannot be loaded shows as 503 `model-failed`.
+
+    Raises
+    ------
+    FileNotFoundError, ValueError
+        If the settings cannot work, or the file of keys is missing or wrong.
+    OSError
+        If the log file cannot be opened.
     """
-    limits = limits or Limits()
-    service = ModelService(lambda: load(Path(folder), threads))
+    settings = (settings or ServerSettings()).but(**changes)
+    keys = KeyRing(settings.api_keys) if settings.api_keys else None
+    redis = RedisWindows(settings.redis) if settings.redis else None
+    limiter = RateLimiter(settings.rate, shared=redis) if settings.rate else None
+    limits = _affordable(settings.limits, limiter)
+    metrics = ServerMetrics()
+    service = ModelService(lambda: load(Path(folder), settings.threads))
+    lines = open_log(settings) if settings.log_requests else None
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
@@ -78,10 +91,14 @@ def create_app(
         loading.cancel()
         with suppress(asyncio.CancelledError):
             await loading
+        if redis is not None:
+            await redis.aclose()
+        if lines is not None:
+            lines.close()
 
     app = FastAPI(
         title="companion",
-        summary="One text in, one answer out.",
+        summary="Texts in, answers out.",
         version="1",
         lifespan=lifespan,
         # The interactive pages fetch scripts from elsewhere; /openapi.json opens in any viewer.
@@ -91,12 +108,58 @@ def create_app(
         exception_handlers={HTTPException: on_http_exception, RequestValidationError: on_validation_error},
     )
     app.state.service = service
+    app.state.answerer = ServiceAnswerer(service)
     app.state.limits = limits
-    app.include_router(router)
+    app.state.metrics = metrics
+    app.state.model_name = settings.model_name
+    routers = (router, predicting.router, kserve.router)
+    for part in routers:
+        app.include_router(part)
+    names = RouteNames(route for part in (app, *routers) for route in part.routes if isinstance(route, Route))
+    recorders: list[Recorder] = [metrics]
+    if lines is not None:
+        recorders.append(RequestLog(lines, settings.log_format))
+    # The one added last is the outermost.
     app.add_middleware(BodyLimit, max_bytes=limits.body_bytes)
-    app.add_middleware(RequestContext)  # added last: the outermost
-    app.openapi = lambda: _openapi(app)  # type: ignore[method-assign]
+    app.add_middleware(AccessGate, keys=keys, limiter=limiter)
+    app.add_middleware(RequestContext, names, recorders)
+    app.openapi = _describer(app, settings, limits)  # type: ignore[method-assign]
     return app
+
+
+def _affordable(limits: Limits, limiter: RateLimiter | None) -> Limits:
+    """Let no batch be larger than a whole quota: it could never be answered."""
+    if limiter is None:
+        return limits
+    return replace(limits, batch_texts=min(limits.batch_texts, limiter.amount))
+
+
+def _describer(app: FastAPI, settings: ServerSettings, limits: Limits) -> Callable[[], dict[str, Any]]:
+    @cache
+    def description() -> dict[str, Any]:
+        return describe(
+            app,
+            limits,
+            model_name=settings.model_name,
+            keys=settings.api_keys is not None,
+            rates=settings.rate is not None,
+        )
+
+    return description
+
+
+class ServiceAnswerer:
+    """The `companion.deployment.answering.Answerer` that asks a `ModelService`."""
+
+    def __init__(self, service: ModelService) -> None:
+        self._service = service
+
+    async def answer(self, question: Question, *, deadline: float) -> Answer:
+        """Answer one question; the deadline is not looked at."""
+        model = self._service.model
+        values = await self._service.answer(question.text, question.pair)
+        labels = () if model.is_regression else tuple(model.labels)
+        return Answer(tuple(values), labels, model.manifest.model_version)
 
 
 def _service(request: Request) -> ModelService:
@@ -107,73 +170,32 @@ def _service(request: Request) -> ModelService:
 Service = Annotated[ModelService, Depends(_service)]
 
 
-def _errors(*statuses: int) -> dict[int | str, dict[str, Any]]:
-    return {status: {"description": "A problem document"} for status in statuses}
-
-
-@router.get("/health/live", operation_id="live", responses=_errors(500))
+@router.get("/health/live", operation_id="live", responses=errors(500))
 async def live() -> Live:
     """Say that the process runs."""
     return Live()
 
 
-@router.get("/health/ready", operation_id="ready", responses=_errors(500, 503))
+@router.get("/health/ready", operation_id="ready", responses=errors(500, 503))
 async def ready(service: Service) -> Ready:
     """Say whether the model is loaded and has answered once."""
     return Ready(model_version=service.model.manifest.model_version)
 
 
-@router.post("/predict", operation_id="predict", responses=_errors(413, 415, 422, 500, 503))
-async def predict(body: PredictRequest, request: Request, service: Service) -> Classification | Regression:
-    """Classify one text, or one pair of texts."""
-    _check_length(body, request.app.state.limits)
-    model = service.model
-    values = await service.answer(body.text, body.pair)
-    version, request_id = model.manifest.model_version, request.state.request_id
-    if model.is_regression:
-        return Regression(score=values[0], model_version=version, request_id=request_id)
-    probabilities = dict(zip(model.labels, values, strict=True))
-    label = max(probabilities, key=probabilities.__getitem__)
-    return Classification(
-        label=label,
-        probability=probabilities[label],
-        probabilities=probabilities,
-        model_version=version,
-        request_id=request_id,
-    )
+_EXPOSITION = {
+    media_type.partition(";")[0]: {"schema": {"type": "string"}} for media_type in (TEXT_FORMAT, OPEN_METRICS)
+}
 
 
-def _check_length(body: PredictRequest, limits: Limits) -> None:
-    errors = [
-        InputError(
-            pointer=f"#/{name}",
-            code="too_long",
-            detail=f"has {len(text):,} characters, at most {limits.characters:,} are read",
-        )
-        for name, text in (("text", body.text), ("pair", body.pair))
-        if text is not None and len(text) > limits.characters
-    ]
-    if errors:
-        detail = "; ".join(f"{error.pointer}: {error.detail}" for error in errors)
-        raise ProblemError(INVALID_INPUT, detail, errors=errors)
-
-
-def _openapi(app: FastAPI) -> dict[str, Any]:
-    """Describe the application: what FastAPI writes, plus problem documents and this server's limits."""
-    if app.openapi_schema is None:
-        schema = get_openapi(title=app.title, version=app.version, summary=app.summary, routes=app.routes)
-        components = schema["components"]["schemas"]
-        reference = "#/components/schemas/{model}"
-        problem = Problem.model_json_schema(ref_template=reference)
-        components.update(problem.pop("$defs"), Problem=problem)
-        content = {MEDIA_TYPE: {"schema": {"$ref": reference.format(model="Problem")}}}
-        for methods in schema["paths"].values():
-            for operation in methods.values():
-                for status, response in operation["responses"].items():
-                    if int(status) >= 400:
-                        response["content"] = content
-        properties = components["PredictRequest"]["properties"]
-        properties["text"]["maxLength"] = app.state.limits.characters
-        properties["pair"]["anyOf"][0]["maxLength"] = app.state.limits.characters
-        app.openapi_schema = schema
-    return app.openapi_schema
+@router.get(
+    "/metrics",
+    operation_id="metrics",
+    response_class=PlainTextResponse,
+    responses={200: {"description": "Prometheus' text format, or OpenMetrics", "content": _EXPOSITION}}
+    | errors(500),
+)
+def metrics(request: Request) -> Response:  # in a thread: with several workers it reads files
+    """Give the numbers that Prometheus collects."""
+    numbers: ServerMetrics = request.app.state.metrics
+    content, media_type = numbers.render(request.headers.get("accept", ""))
+    return Response(content, media_type=media_type)

@@ -104,8 +104,11 @@ def serving(model: FakeModel) -> Iterator[Callable[..., Client]]:
 
     with ExitStack() as stack:
 
-        def start(limits: Limits | None = None, *, wait: bool = True, load: Any = None) -> Client:
-            app = create_app(Path("fake"), limits=limits, load=load or (lambda folder, threads: model))
+        def start(
+            limits: Limits | None = None, *, wait: bool = True, load: Any = None, **settings: Any
+        ) -> Client:
+            load = load or (lambda folder, threads: model)
+            app = create_app(Path("fake"), limits=limits, load=load, **settings)
             client = stack.enter_context(running(app))
             if wait:
                 client.wait_until_settled()
