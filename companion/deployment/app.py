@@ -13,6 +13,7 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Depends, FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import PlainTextResponse
+from fastapi.telemetry import TelemetryConfig
 from starlette.exceptions import HTTPException
 from starlette.routing import Route
 
@@ -34,6 +35,11 @@ from companion.deployment.service import ModelService, ServedModel
 
 Load = Callable[[Path, int | None], ServedModel]
 router = APIRouter()
+
+TRACING: TelemetryConfig = {"auto_configure": True, "metrics": False, "logs": False, "operation_spans": False}
+"""FastAPI's own OpenTelemetry: one span per request, once `OTEL_EXPORTER_OTLP_ENDPOINT` says where to and the
+SDK is installed; else nothing, at no cost. Its logs stay off, for they carry the texts of exceptions, and its
+metrics too: `/metrics` has them."""
 
 
 def load_onnx(folder: Path, threads: int | None) -> ServedModel:
@@ -105,6 +111,7 @@ def create_app(
         docs_url=None,
         redoc_url=None,
         redirect_slashes=False,
+        telemetry=TRACING,
         exception_handlers={HTTPException: on_http_exception, RequestValidationError: on_validation_error},
     )
     app.state.service = service

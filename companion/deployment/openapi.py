@@ -14,9 +14,13 @@ from companion.deployment.schemas import Limits, PredictRequest, Problem
 __all__ = ["describe"]
 
 _REFERENCE = "#/components/schemas/{model}"
-_REQUEST_ID = {"description": "The id of the request, for the log.", "schema": {"type": "string"}}
+_REQUEST_ID = {
+    "description": "The id of the request, for the log.",
+    "required": True,
+    "schema": {"type": "string"},
+}
 _RETRY = {"description": "Seconds to wait, where waiting helps.", "schema": {"type": "string"}}
-_CHALLENGE = {"description": "How to authenticate.", "schema": {"type": "string"}}
+_CHALLENGE = {"description": "How to authenticate.", "required": True, "schema": {"type": "string"}}
 
 
 def describe(app: FastAPI, limits: Limits, *, model_name: str, keys: bool, rates: bool) -> dict[str, Any]:

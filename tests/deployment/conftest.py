@@ -20,6 +20,16 @@ from fastapi import FastAPI
 from companion.deployment import Limits, create_app
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line("markers", "slow: takes minutes; runs when it is chosen with -m slow")
+
+
+@pytest.fixture(autouse=True)
+def _slow_only_when_chosen(request: pytest.FixtureRequest) -> None:
+    if request.node.get_closest_marker("slow") and "slow" not in request.config.option.markexpr:
+        pytest.skip("takes minutes: choose it with -m slow")
+
+
 @dataclass
 class FakeModel:
     """Counts how many runs happen at once; `gate` holds every run until it is set."""
