@@ -189,18 +189,14 @@ async def ready(service: Service) -> Ready:
     return Ready(model_version=service.model.manifest.model_version)
 
 
-_EXPOSITION = {
-    media_type.partition(";")[0]: {"schema": {"type": "string"}} for media_type in (TEXT_FORMAT, OPEN_METRICS)
+_FORMATS = {kind.partition(";")[0]: {"schema": {"type": "string"}} for kind in (TEXT_FORMAT, OPEN_METRICS)}
+_NUMBERS: dict[int | str, dict[str, Any]] = {
+    200: {"description": "Prometheus' text format, or OpenMetrics", "content": _FORMATS},
+    **errors(500),
 }
 
 
-@router.get(
-    "/metrics",
-    operation_id="metrics",
-    response_class=PlainTextResponse,
-    responses={200: {"description": "Prometheus' text format, or OpenMetrics", "content": _EXPOSITION}}
-    | errors(500),
-)
+@router.get("/metrics", operation_id="metrics", response_class=PlainTextResponse, responses=_NUMBERS)
 def metrics(request: Request) -> Response:  # in a thread: with several workers it reads files
     """Give the numbers that Prometheus collects."""
     numbers: ServerMetrics = request.app.state.metrics

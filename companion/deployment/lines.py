@@ -55,7 +55,7 @@ class LineFile:
         self._torn = False
         self.lost = 0
         """Lines that could not be written since the last one that could."""
-        self._descriptor = sys.stderr.fileno() if path is None else _open(path)
+        self._descriptor = _stderr() if path is None else _open(path)
         self._poll = _watch(self._descriptor)
 
     def write(self, text: str) -> int:
@@ -118,6 +118,13 @@ class LineFile:
 
 def _open(path: Path) -> int:
     return os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o640)
+
+
+def _stderr() -> int:
+    try:
+        return sys.stderr.fileno()
+    except (AttributeError, OSError, ValueError):  # something in memory stands in for it
+        return 2
 
 
 def _watch(descriptor: int) -> select.poll | None:

@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import structlog
-from structlog.typing import Processor
+from structlog.typing import EventDict, Processor
 
 from companion.deployment.configuration import LogFormat, ServerSettings
 from companion.deployment.gate import OPEN_ROUTES
@@ -117,7 +117,7 @@ def _stamped(form: LogFormat) -> list[Processor]:
     return [stamp, structlog.processors.LogfmtRenderer(key_order=order, drop_missing=True)]
 
 
-def _level(logger: Any, method: str, event: dict[str, Any]) -> dict[str, Any]:
+def _level(logger: Any, method: str, event: EventDict) -> EventDict:
     """Name the level of a line that has none yet."""
     event.setdefault("level", method)
     return event

@@ -153,9 +153,9 @@ class ServerMetrics:
         if folder := os.environ.get(_FOLDER):
             bury_the_dead(Path(folder))
             registry = CollectorRegistry()
-            multiprocess.MultiProcessCollector(registry, folder)
+            multiprocess.MultiProcessCollector(registry, folder)  # type: ignore[no-untyped-call]
         if "application/openmetrics-text" in accept:
-            return openmetrics.generate_latest(registry), OPEN_METRICS
+            return openmetrics.generate_latest(registry), OPEN_METRICS  # type: ignore[no-untyped-call]
         return generate_latest(registry), TEXT_FORMAT
 
 
@@ -165,6 +165,6 @@ def bury_the_dead(folder: Path) -> None:
         try:
             os.kill(pid, 0)
         except ProcessLookupError:
-            multiprocess.mark_process_dead(pid, str(folder))
+            multiprocess.mark_process_dead(pid, str(folder))  # type: ignore[no-untyped-call]
         except PermissionError:  # it lives, and is somebody else's
             continue

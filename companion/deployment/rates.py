@@ -12,9 +12,9 @@ import logging
 import math
 import time
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 from urllib.parse import urlsplit
 
 if TYPE_CHECKING:
@@ -31,6 +31,7 @@ __all__ = [
 ]
 
 logger = logging.getLogger("companion.deployment")
+T = TypeVar("T")
 
 REDIS_TIMEOUT_S = 0.25
 """Longest time that one request waits for Redis."""
@@ -170,9 +171,10 @@ class RedisWindows:
         from redis.asyncio import BlockingConnectionPool
         from redis.asyncio.retry import Retry
         from redis.backoff import NoBackoff
+        from redis.exceptions import ConnectionError as BrokenConnection
         from redis.exceptions import RedisError
 
-        self._failure = RedisError
+        self._broken, self._failure = BrokenConnection, RedisError
         self._pool = BlockingConnectionPool.from_url(
             url,
             max_connections=32,
@@ -193,10 +195,7 @@ class RedisWindows:
         OSError
             If Redis does not answer, or answers that it cannot.
         """
-        try:
-            return await self._storage.acquire_sliding_window_entry(key, limit, expiry, amount)
-        except self._failure as error:
-            raise ConnectionError(str(error)) from error
+        return await self._ask(lambda: self._storage.acquire_sliding_window_entry(key, limit, expiry, amount))
 
     async def get_sliding_window(self, key: str, expiry: int) -> tuple[int, float, int, float]:
         """Return count and seconds to live of the previous and of the current window.
@@ -206,14 +205,22 @@ class RedisWindows:
         OSError
             If Redis does not answer, or answers that it cannot.
         """
-        try:
-            return await self._storage.get_sliding_window(key, expiry)
-        except self._failure as error:
-            raise ConnectionError(str(error)) from error
+        return await self._ask(lambda: self._storage.get_sliding_window(key, expiry))
 
     async def aclose(self) -> None:
         """Close the connections."""
         await self._pool.disconnect()
+
+    async def _ask(self, call: Callable[[], Awaitable[T]]) -> T:
+        try:
+            try:
+                return await call()
+            except self._broken:
+                # Redis may have been started anew since this connection was made: so may all that lie idle.
+                await self._pool.disconnect(inuse_connections=False)
+                return await call()
+        except self._failure as error:
+            raise ConnectionError(str(error)) from error
 
 
 class RateLimiter:

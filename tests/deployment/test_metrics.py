@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 import textwrap
@@ -142,50 +143,52 @@ def test_buckets_rise():
     assert list(SECONDS) == sorted(set(SECONDS))
 
 
-WORKER = textwrap.dedent(
+WORKERS = textwrap.dedent(
     """
-    import os, sys
+    import os, signal
     from companion.deployment.metrics import ServerMetrics
     from companion.deployment.notes import RequestNotes
 
-    metrics = ServerMetrics()
-    for _ in range(int(sys.argv[1])):
-        notes = RequestNotes("id", "POST", "/predict", model_version="v1")
-        notes.count("ok")
+    def work(requests):
+        metrics = ServerMetrics()
+        for _ in range(requests):
+            notes = RequestNotes("id", "POST", "/predict", model_version="v1")
+            notes.count("ok")
+            metrics.begin(notes)
+            metrics.end(notes, 200, 0.02)
         metrics.begin(notes)
-        metrics.end(notes, 200, 0.02)
-    metrics.begin(notes)
-    metrics.queue(int(sys.argv[1]), 1.0)
-    print(os.getpid(), flush=True)
-    if sys.stdin.readline() == "render\\n":
-        print(metrics.render("")[0].decode(), flush=True)
+        metrics.queue(requests, 1.0)
+        return metrics
+
+    def start(requests):
+        reading, writing = os.pipe()
+        pid = os.fork()
+        if pid == 0:
+            work(requests)
+            os.write(writing, b"done")
+            signal.pause()
+        os.read(reading, 4)
+        return pid
+
+    living, dead = start(4), start(5)
+    os.kill(dead, signal.SIGKILL)  # as the kernel does it: no chance to tidy up
+    os.waitpid(dead, 0)
+    text = work(3).render("")[0].decode()
+    os.kill(living, signal.SIGKILL)
+    os.waitpid(living, 0)
+    print(dead)
+    print(text)
     """
 )
 
 
-@pytest.fixture
-def workers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setenv("PROMETHEUS_MULTIPROC_DIR", str(tmp_path))
-    started: list[subprocess.Popen[str]] = []
-
-    def start(requests: int) -> subprocess.Popen[str]:
-        pipe = subprocess.PIPE
-        command = [sys.executable, "-c", WORKER, str(requests)]
-        started.append(subprocess.Popen(command, stdin=pipe, stdout=pipe, text=True))
-        started[-1].stdout.readline()
-        return started[-1]
-
-    yield start
-    for process in started:
-        process.kill()
-        process.communicate()
-
-
-def test_one_worker_answers_for_all_and_the_dead_are_buried(workers, tmp_path):
-    first, second, third = workers(3), workers(4), workers(5)
-    third.kill()  # as the kernel does it: no chance to tidy up
-    third.wait()
-    found = read(first.communicate("render\n", timeout=120)[0])
+@pytest.mark.timeout(600)
+def test_one_worker_answers_for_all_and_the_dead_are_buried(tmp_path: Path) -> None:
+    environment = {**os.environ, "PROMETHEUS_MULTIPROC_DIR": str(tmp_path)}
+    command = [sys.executable, "-c", WORKERS]
+    answer = subprocess.run(command, env=environment, check=True, capture_output=True, text=True).stdout
+    dead, _, text = answer.partition("\n")
+    found = read(text)
     assert found["companion_requests_total", "ok", "POST", "/predict", "200"] == 12, "what was counted stays"
     assert found["companion_texts_total", "ok"] == 12
     assert found["companion_request_seconds_bucket", "0.02", "/predict"] == 12
@@ -194,5 +197,5 @@ def test_one_worker_answers_for_all_and_the_dead_are_buried(workers, tmp_path):
     assert found["companion_queue_length",] == 7
     assert found["companion_queue_age_seconds",] == 1.0
     assert found["companion_model_info", "v1"] == 1
-    assert not list(tmp_path.glob(f"gauge_live*_{third.pid}.db"))
-    assert second.poll() is None
+    assert list(tmp_path.glob("gauge_live*_*.db")), "the living keep theirs"
+    assert not list(tmp_path.glob(f"gauge_live*_{dead}.db"))

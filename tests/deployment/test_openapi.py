@@ -154,7 +154,7 @@ def test_the_checks_bite(everything):
     del described["paths"]["/predict"]["post"]["responses"]["422"]
     described["components"]["schemas"]["Live"]["properties"]["status"]["const"] = "dead"
     lying = schemathesis.openapi.from_dict(described)
-    with pytest.raises(BaseException, match="Undocumented HTTP status code"):
+    with pytest.raises(BaseException, match="Undocumented"):
         fuzz((client, lying, headers), "predict", NEGATIVE, 5)
     with pytest.raises(BaseException, match="violates schema"):
         fuzz((client, lying, headers), "live", POSITIVE, 1)

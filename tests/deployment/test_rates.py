@@ -9,7 +9,7 @@ import shutil
 import socket
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -205,7 +205,7 @@ def test_while_one_call_tries_redis_the_others_do_not_wait():
 
 
 @pytest.fixture
-def redis_server(tmp_path: Path) -> Iterator[tuple[str, list[subprocess.Popen[bytes]]]]:
+def redis_server(tmp_path: Path) -> Iterator[tuple[str, Callable[[], None], list[subprocess.Popen[bytes]]]]:
     if not Path(REDIS).exists():
         reason = "no redis-server: apt-get install redis-server"
         if os.environ.get("CI", "").lower() == "true":
