@@ -8,7 +8,7 @@ answered fails its request. Not there: the binary extension, and the names of ve
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Path, Request
@@ -251,7 +251,7 @@ def _questions(body: InferRequest, limits: Limits) -> list[Question]:
     return [Question(text, pair) for text, pair in zip(texts, pairs, strict=True)]
 
 
-def _check_outputs(wanted: list[str], is_regression: bool) -> None:
+def _check_outputs(wanted: Sequence[str], is_regression: bool) -> None:
     there = _outputs(is_regression)
     for index, name in enumerate(wanted):
         if name not in there:

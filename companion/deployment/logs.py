@@ -76,7 +76,7 @@ def messages_logged(settings: ServerSettings) -> Iterator[None]:
         If the log file cannot be opened.
     """
     lines = open_log(settings)
-    handler = logging.StreamHandler(lines)  # type: ignore[type-var]
+    handler = logging.StreamHandler(lines)
     handler.setLevel(logging.WARNING)
     handler.setFormatter(_formatter(settings.log_format))
     root = logging.getLogger()

@@ -115,10 +115,16 @@ def test_good_input(everything, name):
     assert statuses[200] > 0, statuses
 
 
+def refused_where_it_must(statuses):
+    # 200: what was added is none of the server's business, such as a query; schemathesis knows which that is.
+    # 401: the key itself was spoilt.
+    assert set(statuses) <= {200, 401, 404, 413, 415, 422}, statuses
+    assert statuses[404] + statuses[422] > 0, statuses
+
+
 @pytest.mark.parametrize("name", WITH_INPUT)
 def test_bad_input(everything, name):
-    statuses = fuzz(everything, name, NEGATIVE, 25, [checks.negative_data_rejection])
-    assert set(statuses) <= {404, 405, 413, 415, 422}, statuses
+    refused_where_it_must(fuzz(everything, name, NEGATIVE, 25, [checks.negative_data_rejection]))
 
 
 @pytest.mark.slow
@@ -126,8 +132,8 @@ def test_bad_input(everything, name):
 @pytest.mark.parametrize("name", WITH_INPUT)
 def test_ten_thousand_bad_inputs(everything, name):
     statuses = fuzz(everything, name, NEGATIVE, 2000, [checks.negative_data_rejection])
-    assert set(statuses) <= {404, 405, 413, 415, 422}, statuses
-    assert statuses.total() >= 1000
+    refused_where_it_must(statuses)
+    assert statuses.total() == 2000
 
 
 @pytest.mark.parametrize("path", ["/predict", "/predict/batch", "/v2/models/companion/infer"])
