@@ -16,6 +16,7 @@ from companion.cli import (
     diagnosing,
     exporting,
     grading,
+    keys,
     measuring,
     optimizing,
     rolling,
@@ -53,6 +54,11 @@ store.command("list")(about.list_artifacts)
 store.command("clear")(about.clear_artifacts)
 app.add_typer(store, name="artifacts")
 app.add_typer(rolling.rollout, name="rollout")
+access = typer.Typer(help="The API keys of a server: made, listed, revoked.", rich_markup_mode=None)
+access.command("new")(keys.new_key)
+access.command("list")(keys.list_keys)
+access.command("revoke")(keys.revoke_key)
+app.add_typer(access, name="keys")
 
 
 def main() -> NoReturn:

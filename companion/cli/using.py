@@ -7,7 +7,7 @@ import time
 from collections.abc import Iterable, Iterator
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, cast
 
 import typer
 
@@ -116,11 +116,58 @@ def serve(
         int | None,
         typer.Option("--workers", min=1, help="Batches that run at once. Default: one for each thread."),
     ] = None,
+    model_name: Annotated[
+        str, typer.Option("--model-name", help="What KServe's clients call the model.")
+    ] = "companion",
+    api_keys: Annotated[
+        Path | None,
+        typer.Option("--api-keys", help="A file made by companion keys new. Default: open to all."),
+    ] = None,
+    rate: Annotated[
+        str | None,
+        typer.Option("--rate", help="Texts for each key, or each address: 100/minute. Default: no limit."),
+    ] = None,
+    redis: Annotated[
+        str | None, typer.Option("--redis", help="Counts the rates of several servers: redis://HOST:PORT/0.")
+    ] = None,
+    trust_proxy: Annotated[
+        list[str] | None,
+        typer.Option("--trust-proxy", help="A load balancer whose X-Forwarded-For is believed; repeatable."),
+    ] = None,
+    characters: Annotated[int, typer.Option("--characters", min=1, help="Longest text.")] = 20_000,
+    body_bytes: Annotated[int, typer.Option("--body-bytes", min=1, help="Largest body.")] = 1 << 20,
+    batch_texts: Annotated[int, typer.Option("--batch-texts", min=1, help="Most texts in one batch.")] = 64,
+    batch_characters: Annotated[
+        int, typer.Option("--batch-characters", min=1, help="Most characters in one batch.")
+    ] = 80_000,
+    log_requests: Annotated[
+        bool, typer.Option("--log-requests", help="Write a line for each request, never its text.")
+    ] = False,
+    log_format: Annotated[str, typer.Option("--log-format", help="text or json.")] = "text",
+    log_file: Annotated[
+        Path | None, typer.Option("--log-file", help="Where log lines go. Default: stderr.")
+    ] = None,
 ) -> None:
     """Answer POST /predict over HTTP until stopped."""
     from companion import deployment
 
-    deployment.serve(folder, host=host, port=port, threads=threads, workers=workers)
+    limits = deployment.Limits(characters, body_bytes, batch_texts, batch_characters)
+    settings = deployment.ServerSettings(
+        host=host,
+        port=port,
+        threads=threads,
+        workers=workers,
+        model_name=model_name,
+        limits=limits,
+        api_keys=api_keys,
+        rate=rate,
+        redis=redis,
+        trusted_proxies=tuple(trust_proxy or ()),
+        log_requests=log_requests,
+        log_format=cast("deployment.configuration.LogFormat", log_format),  # refused if it is another
+        log_file=log_file,
+    )
+    deployment.serve(folder, settings)
 
 
 def _chunks(examples: Iterable[Example], size: int) -> Iterator[list[Example]]:

@@ -8,7 +8,8 @@ folder made by `companion export`.
 from __future__ import annotations
 
 from companion.deployment.app import create_app
+from companion.deployment.configuration import ServerSettings
 from companion.deployment.schemas import Limits
 from companion.deployment.server import serve
 
-__all__ = ["Limits", "create_app", "serve"]
+__all__ = ["Limits", "ServerSettings", "create_app", "serve"]

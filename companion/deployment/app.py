@@ -1,45 +1,48 @@
-"""The application: three addresses, one model, and a problem document for everything else."""
+"""The application: one model behind a few addresses, a gate in front, a problem document for every error."""
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
+from dataclasses import replace
+from functools import cache
 from pathlib import Path
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Depends, FastAPI, Request
+from fastapi import APIRouter, Depends, FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
-from fastapi.openapi.utils import get_openapi
+from fastapi.responses import PlainTextResponse
+from fastapi.telemetry import TelemetryConfig
 from starlette.exceptions import HTTPException
+from starlette.routing import Route
 
-from companion.deployment.answering import Question
-from companion.deployment.batching import BatchingLimits, RequestDeadline
+from companion.deployment import kserve, predicting
+from companion.deployment.batching import RequestDeadline
+from companion.deployment.configuration import ServerSettings
+from companion.deployment.gate import AccessGate
+from companion.deployment.keys import KeyRing
+from companion.deployment.logs import RequestLog, open_log
+from companion.deployment.metrics import OPEN_METRICS, TEXT_FORMAT, ServerMetrics
 from companion.deployment.middleware import BodyLimit, RequestContext
-from companion.deployment.problems import (
-    INVALID_INPUT,
-    MEDIA_TYPE,
-    ProblemError,
-    on_http_exception,
-    on_validation_error,
-)
-from companion.deployment.schemas import (
-    Classification,
-    InputError,
-    Limits,
-    Live,
-    PredictRequest,
-    Problem,
-    Ready,
-    Regression,
-)
+from companion.deployment.notes import Recorder, RouteNames
+from companion.deployment.openapi import describe
+from companion.deployment.predicting import errors
+from companion.deployment.problems import on_http_exception, on_validation_error
+from companion.deployment.rates import RateLimiter, RedisWindows
+from companion.deployment.schemas import Limits, Live, Ready
 from companion.deployment.service import ModelService, ServedModel
 from companion.settings import get_settings
 
 Load = Callable[[Path, int], ServedModel]
-PREDICTING = ("/predict",)
+PREDICTING = ("/predict", "/v2/models/")
 """How addresses begin that need the model: a busy server refuses them before it reads their body."""
 router = APIRouter()
+
+TRACING: TelemetryConfig = {"auto_configure": True, "metrics": False, "logs": False, "operation_spans": False}
+"""FastAPI's own OpenTelemetry: one span per request, once `OTEL_EXPORTER_OTLP_ENDPOINT` says where to and the
+SDK is installed; else nothing, at no cost. Its logs stay off, for they carry the texts of exceptions, and its
+metrics too: `/metrics` has them."""
 
 
 def load_onnx(folder: Path, threads: int) -> ServedModel:
@@ -50,13 +53,7 @@ def load_onnx(folder: Path, threads: int) -> ServedModel:
 
 
 def create_app(
-    folder: Path,
-    *,
-    workers: int | None = None,
-    threads: int | None = None,
-    limits: Limits | None = None,
-    batching: BatchingLimits | None = None,
-    load: Load = load_onnx,
+    folder: Path, settings: ServerSettings | None = None, *, load: Load = load_onnx, **changes: Any
 ) -> FastAPI:
     """Build the application that serves one exported model.
 
@@ -67,17 +64,13 @@ def create_app(
     ----------
     folder : Path
         A folder made by `companion.inference.export`.
-    workers : int, optional
-        Batches that run at the same time. Default: one for each thread, because on a processor two runs of
-        one thread do more than one run of two.
-    threads : int, optional
-        Threads to compute with, shared among the workers, at least one for each. Default: the settings'.
-    limits : Limits, optional
-        Largest text and body.
-    batching : BatchingLimits, optional
-        How much may wait, and for how long.
+    settings : ServerSettings, optional
+        Limits, keys, rates, logs. Host and port are not read here.
     load : callable
-        Opens the folder, for runs of so many threads each; exchange it to serve another kind of model.
+        Opens the folder; exchange it to serve another kind of model.
+    **changes
+        Fields of the settings that are different, such as ``limits=Limits(characters=500)``; None leaves a
+        field as it is.
 
     Returns
     -------
@@ -86,12 +79,23 @@ def create_app(
 
     Raises
     ------
-    ValueError
-        If there would be no worker or no thread.
+    FileNotFoundError, ValueError
+        If the settings cannot work, or the file of keys is missing or wrong.
+    OSError
+        If the log file cannot be opened.
     """
-    limits, batching = limits or Limits(), batching or BatchingLimits()
-    workers, threads_each = share(workers, threads)
-    service = ModelService(lambda: load(Path(folder), threads_each), workers=workers, limits=batching)
+    settings = (settings or ServerSettings()).but(**changes)
+    batching = settings.batching
+    workers, threads_each = share(settings.workers, settings.threads)
+    keys = KeyRing(settings.api_keys) if settings.api_keys else None
+    redis = RedisWindows(settings.redis) if settings.redis else None
+    limiter = RateLimiter(settings.rate, shared=redis) if settings.rate else None
+    limits = _affordable(settings.limits, limiter)
+    metrics = ServerMetrics()
+    service = ModelService(
+        lambda: load(Path(folder), threads_each), workers=workers, limits=batching, observer=metrics
+    )
+    lines = open_log(settings) if settings.log_requests else None
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
@@ -101,21 +105,36 @@ def create_app(
         with suppress(asyncio.CancelledError):
             await loading
         await service.aclose()
+        if redis is not None:
+            await redis.aclose()
+        if lines is not None:
+            lines.close()
 
     app = FastAPI(
         title="companion",
-        summary="One text in, one answer out.",
+        summary="Texts in, answers out.",
         version="1",
         lifespan=lifespan,
         # The interactive pages fetch scripts from elsewhere; /openapi.json opens in any viewer.
         docs_url=None,
         redoc_url=None,
         redirect_slashes=False,
+        telemetry=TRACING,
         exception_handlers={HTTPException: on_http_exception, RequestValidationError: on_validation_error},
     )
     app.state.service = service
+    app.state.answerer = service
     app.state.limits = limits
-    app.include_router(router)
+    app.state.metrics = metrics
+    app.state.model_name = settings.model_name
+    routers = (router, predicting.router, kserve.router)
+    for part in routers:
+        app.include_router(part)
+    names = RouteNames(route for part in (app, *routers) for route in part.routes if isinstance(route, Route))
+    recorders: list[Recorder] = [metrics]
+    if lines is not None:
+        recorders.append(RequestLog(lines, settings.log_format))
+    # The one added last is the outermost.
     app.add_middleware(BodyLimit, max_bytes=limits.body_bytes)
     app.add_middleware(
         RequestDeadline,
@@ -124,8 +143,9 @@ def create_app(
         refuse=service.refusal,
         guarded=PREDICTING,
     )
-    app.add_middleware(RequestContext)  # added last: the outermost
-    app.openapi = lambda: _openapi(app)  # type: ignore[method-assign]
+    app.add_middleware(AccessGate, keys=keys, limiter=limiter)
+    app.add_middleware(RequestContext, names, recorders)
+    app.openapi = _describer(app, settings, limits)  # type: ignore[method-assign]
     return app
 
 
@@ -135,18 +155,31 @@ def share(workers: int | None, threads: int | None) -> tuple[int, int]:
     Returns
     -------
     workers, threads_each : int
-
-    Raises
-    ------
-    ValueError
-        If one of the two is below 1.
     """
-    for name, value in (("workers", workers), ("threads", threads)):
-        if value is not None and value < 1:
-            raise ValueError(f"{name} is {value}, expected at least 1.")
     threads = threads or get_settings().threads
     workers = workers or threads
     return workers, max(1, threads // workers)
+
+
+def _affordable(limits: Limits, limiter: RateLimiter | None) -> Limits:
+    """Let no batch be larger than a whole quota: it could never be answered."""
+    if limiter is None:
+        return limits
+    return replace(limits, batch_texts=min(limits.batch_texts, limiter.amount))
+
+
+def _describer(app: FastAPI, settings: ServerSettings, limits: Limits) -> Callable[[], dict[str, Any]]:
+    @cache
+    def description() -> dict[str, Any]:
+        return describe(
+            app,
+            limits,
+            model_name=settings.model_name,
+            keys=settings.api_keys is not None,
+            rates=settings.rate is not None,
+        )
+
+    return description
 
 
 async def _service(request: Request) -> ModelService:
@@ -158,74 +191,29 @@ async def _service(request: Request) -> ModelService:
 Service = Annotated[ModelService, Depends(_service)]
 
 
-def _errors(*statuses: int) -> dict[int | str, dict[str, Any]]:
-    return {status: {"description": "A problem document"} for status in statuses}
-
-
-@router.get("/health/live", operation_id="live", responses=_errors(500))
+@router.get("/health/live", operation_id="live", responses=errors(500))
 async def live() -> Live:
     """Say that the process runs."""
     return Live()
 
 
-@router.get("/health/ready", operation_id="ready", responses=_errors(500, 503))
+@router.get("/health/ready", operation_id="ready", responses=errors(500, 503))
 async def ready(service: Service) -> Ready:
     """Say whether the model is loaded and gets on."""
     service.check_ready()
     return Ready(model_version=service.model.manifest.model_version)
 
 
-@router.post("/predict", operation_id="predict", responses=_errors(413, 415, 422, 500, 503, 504))
-async def predict(body: PredictRequest, request: Request, service: Service) -> Classification | Regression:
-    """Classify one text, or one pair of texts."""
-    _check_length(body, request.app.state.limits)
-    question = Question(body.text, body.pair)
-    answer = await service.answer(question, deadline=request.state.deadline)
-    version, request_id = answer.model_version, request.state.request_id
-    if not answer.labels:
-        return Regression(score=answer.values[0], model_version=version, request_id=request_id)
-    probabilities = dict(zip(answer.labels, answer.values, strict=True))
-    label = max(probabilities, key=probabilities.__getitem__)
-    return Classification(
-        label=label,
-        probability=probabilities[label],
-        probabilities=probabilities,
-        model_version=version,
-        request_id=request_id,
-    )
+_FORMATS = {kind.partition(";")[0]: {"schema": {"type": "string"}} for kind in (TEXT_FORMAT, OPEN_METRICS)}
+_NUMBERS: dict[int | str, dict[str, Any]] = {
+    200: {"description": "Prometheus' text format, or OpenMetrics", "content": _FORMATS},
+    **errors(500),
+}
 
 
-def _check_length(body: PredictRequest, limits: Limits) -> None:
-    errors = [
-        InputError(
-            pointer=f"#/{name}",
-            code="too_long",
-            detail=f"has {len(text):,} characters, at most {limits.characters:,} are read",
-        )
-        for name, text in (("text", body.text), ("pair", body.pair))
-        if text is not None and len(text) > limits.characters
-    ]
-    if errors:
-        detail = "; ".join(f"{error.pointer}: {error.detail}" for error in errors)
-        raise ProblemError(INVALID_INPUT, detail, errors=errors)
-
-
-def _openapi(app: FastAPI) -> dict[str, Any]:
-    """Describe the application: what FastAPI writes, plus problem documents and this server's limits."""
-    if app.openapi_schema is None:
-        schema = get_openapi(title=app.title, version=app.version, summary=app.summary, routes=app.routes)
-        components = schema["components"]["schemas"]
-        reference = "#/components/schemas/{model}"
-        problem = Problem.model_json_schema(ref_template=reference)
-        components.update(problem.pop("$defs"), Problem=problem)
-        content = {MEDIA_TYPE: {"schema": {"$ref": reference.format(model="Problem")}}}
-        for methods in schema["paths"].values():
-            for operation in methods.values():
-                for status, response in operation["responses"].items():
-                    if int(status) >= 400:
-                        response["content"] = content
-        properties = components["PredictRequest"]["properties"]
-        properties["text"]["maxLength"] = app.state.limits.characters
-        properties["pair"]["anyOf"][0]["maxLength"] = app.state.limits.characters
-        app.openapi_schema = schema
-    return app.openapi_schema
+@router.get("/metrics", operation_id="metrics", response_class=PlainTextResponse, responses=_NUMBERS)
+def metrics(request: Request) -> Response:  # in a thread: with several workers it reads files
+    """Give the numbers that Prometheus collects."""
+    numbers: ServerMetrics = request.app.state.metrics
+    content, media_type = numbers.render(request.headers.get("accept", ""))
+    return Response(content, media_type=media_type)

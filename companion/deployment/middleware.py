@@ -1,4 +1,4 @@
-"""Two pure ASGI middlewares: who asked (request id, last-resort errors) and how much (body limit).
+"""Two pure ASGI middlewares: one follows a request to its end, the other limits its body.
 
 Neither uses Starlette's `BaseHTTPMiddleware`, which runs the application in a second task and hides
 a client that went away.
@@ -8,16 +8,21 @@ from __future__ import annotations
 
 import logging
 import re
+import time
 import uuid
+from collections.abc import Callable, Sequence
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from companion.deployment.problems import BODY_TOO_LARGE, INTERNAL_ERROR, ProblemError, problem_response
+from companion.deployment.notes import Recorder, RouteNames
+from companion.deployment.problems import BODY_TOO_LARGE, INTERNAL_ERROR, ProblemError, respond
 
 logger = logging.getLogger("companion.deployment")
 
 REQUEST_ID_HEADER = "X-Request-ID"
+_NO_ANSWER = 499
+"""The status, in log and metrics, of a request that got no answer because nobody waited: nginx's word."""
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,128}")
 
 
@@ -33,14 +38,35 @@ def request_id(offered: str | None) -> str:
 
 
 class RequestContext:
-    """Give every request an id, and every unforeseen exception a log entry and a plain 500.
+    """Give every request an id and notes, and every unforeseen exception a log entry and a plain 500.
 
-    The id is put into `scope["state"]["request_id"]` and into the response's `X-Request-ID`. An
-    exception ends here: it is logged with its traceback, and the client learns the id, not the text.
+    The id is put into `scope["state"]["request_id"]` and into the response's `X-Request-ID`; the notes are
+    `companion.deployment.notes.notes_of(scope)`. An exception ends here: it is logged with its traceback,
+    and the client learns the id, not the text.
+
+    Parameters
+    ----------
+    app : ASGI application
+    names : RouteNames
+        All that the application answers.
+    recorders : sequence of Recorder
+        Told of every request, such as a log and metrics.
+    clock : callable
+        Seconds that only go up.
     """
 
-    def __init__(self, app: ASGIApp) -> None:
+    def __init__(
+        self,
+        app: ASGIApp,
+        names: RouteNames,
+        recorders: Sequence[Recorder] = (),
+        *,
+        clock: Callable[[], float] = time.perf_counter,
+    ) -> None:
         self.app = app
+        self._names = names
+        self._recorders = tuple(recorders)
+        self._clock = clock
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Handle one connection (see the ASGI specification)."""
@@ -48,24 +74,34 @@ class RequestContext:
             await self.app(scope, receive, send)
             return
         identity = request_id(Headers(scope=scope).get(REQUEST_ID_HEADER))
-        scope.setdefault("state", {})["request_id"] = identity
-        started = False
+        notes = self._names.notes(scope, identity)
+        status, began = 0, self._clock()
 
         async def send_with_id(message: Message) -> None:
-            nonlocal started
+            nonlocal status
             if message["type"] == "http.response.start":
-                started = True
-                MutableHeaders(scope=message)[REQUEST_ID_HEADER] = identity
+                status = message["status"]
+                headers = MutableHeaders(scope=message)
+                headers[REQUEST_ID_HEADER] = identity
+                headers.update(notes.headers)
             await send(message)
 
+        for recorder in self._recorders:
+            recorder.begin(notes)
         try:
             await self.app(scope, receive, send_with_id)
         except Exception:
-            logger.exception("request %s failed: %s %r", identity, scope["method"], scope["path"])
-            if started:  # half an answer is out: let the server cut the connection
+            logger.exception("request %s failed: %s %s", identity, notes.method, notes.route)
+            notes.code = INTERNAL_ERROR.code
+            if status:  # half an answer is out: let the server cut the connection
                 raise
             error = ProblemError(INTERNAL_ERROR, "The request could not be answered; the log has the reason.")
-            await problem_response(error, identity)(scope, receive, send_with_id)
+            await respond(error, scope)(scope, receive, send_with_id)
+        finally:
+            if not status:
+                notes.code = "client-gone"
+            for recorder in self._recorders:
+                recorder.end(notes, status or _NO_ANSWER, self._clock() - began)
 
 
 class BodyLimit:
@@ -86,7 +122,7 @@ class BodyLimit:
             return
         declared = Headers(scope=scope).get("content-length", "")
         if declared.isascii() and declared.isdigit() and _exceeds(declared, self.max_bytes):
-            await problem_response(self._error(), scope["state"]["request_id"])(scope, receive, send)
+            await respond(self._error(), scope)(scope, receive, send)
             return
         received = 0
 
@@ -101,9 +137,8 @@ class BodyLimit:
         await self.app(scope, receive_counted, send)
 
     def _error(self) -> ProblemError:
-        error = ProblemError(BODY_TOO_LARGE, f"The body may have at most {self.max_bytes:,} bytes.")
-        error.headers = {"Connection": "close"}
-        return error
+        detail = f"The body may have at most {self.max_bytes:,} bytes."
+        return ProblemError(BODY_TOO_LARGE, detail, headers={"Connection": "close"})
 
 
 def _exceeds(digits: str, limit: int) -> bool:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Annotated, Literal
+from dataclasses import dataclass, fields
+from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 from pydantic_core import PydanticCustomError
@@ -19,7 +19,11 @@ class Limits:
         Longest `text` and longest `pair`, in characters (code points).
     body_bytes : int
         Largest body, in bytes. One character takes up to twelve bytes of escaped JSON, so the default
-        leaves room for two texts of the default length.
+        leaves room for two texts of the default length, and for a batch of the default size.
+    batch_texts : int
+        Most items in one batch.
+    batch_characters : int
+        Most characters in one batch, over all texts and pairs.
 
     Raises
     ------
@@ -29,12 +33,15 @@ class Limits:
 
     characters: int = 20_000
     body_bytes: int = 1 << 20
+    batch_texts: int = 64
+    batch_characters: int = 80_000
 
     def __post_init__(self) -> None:
         """Refuse a limit that lets nothing through."""
-        for name in ("characters", "body_bytes"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"Limits: {name} is {getattr(self, name)}, expected at least 1.")
+        for field in fields(self):
+            if getattr(self, field.name) < 1:
+                value = getattr(self, field.name)
+                raise ValueError(f"Limits: {field.name} is {value}, expected at least 1.")
 
 
 def _readable(text: str) -> str:
@@ -45,7 +52,12 @@ def _readable(text: str) -> str:
     return text
 
 
-Text = Annotated[str, Field(min_length=1), AfterValidator(_readable)]
+Text = Annotated[
+    str,
+    # For clients that check before they ask: the same as `_readable`.
+    Field(min_length=1, json_schema_extra={"pattern": r"^[^\x00]*[^\s\x00][^\x00]*$"}),
+    AfterValidator(_readable),
+]
 
 
 class PredictRequest(BaseModel):
@@ -57,6 +69,23 @@ class PredictRequest(BaseModel):
 
     text: Text = Field(description="The text; the first one of a pair.")
     pair: Text | None = Field(default=None, description="The second text, for a model that reads pairs.")
+
+
+class BatchRequest(BaseModel):
+    """Several texts, or pairs of texts, to classify."""
+
+    model_config = ConfigDict(
+        extra="forbid",
+        strict=True,
+        json_schema_extra={"example": {"items": [{"text": "Not bad."}, {"text": "Not good."}]}},
+    )
+
+    items: list[Any] = Field(
+        min_length=1,
+        description="What /predict would take, several times. An item that is something else is not refused "
+        "with the others: its place in the answer holds its problem.",
+        json_schema_extra={"items": {"anyOf": [{"$ref": "#/components/schemas/PredictRequest"}, {}]}},
+    )
 
 
 class Classification(BaseModel):
@@ -115,3 +144,19 @@ class Problem(BaseModel):
     request_id: str = Field(description="The same as in the header X-Request-ID: find it in the log.")
     retry_after_ms: int | None = Field(default=None, description="When to try again, if that can help.")
     errors: list[InputError] | None = Field(default=None, description="What is wrong, field by field.")
+    error: str | None = Field(default=None, description="The same as `detail`; under /v2 only.")
+
+
+class BatchItem(BaseModel):
+    """What became of one item: an answer or a problem, never both."""
+
+    answer: Classification | Regression | None = Field(default=None, description="What /predict would say.")
+    problem: Problem | None = Field(default=None, description="Why there is no answer to this item.")
+
+
+class BatchAnswer(BaseModel):
+    """What became of every item, in the order of the request."""
+
+    items: list[BatchItem] = Field(description="One for each item of the request.")
+    failed: int = Field(ge=0, description="How many of them hold a problem.")
+    request_id: str = Field(description="The same as in the header X-Request-ID.")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import errno
-import logging
 import os
 import signal
 import socket
@@ -13,9 +12,11 @@ import threading
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from companion.deployment.app import create_app
+from companion.deployment.configuration import ServerSettings
+from companion.deployment.logs import messages_logged
 
 if TYPE_CHECKING:
     from types import FrameType
@@ -28,57 +29,50 @@ GRACE_S = 30
 """Longest time, in seconds, that requests already accepted may take after a signal to stop."""
 
 
-def serve(
-    folder: Path,
-    *,
-    host: str = "127.0.0.1",
-    port: int = 8000,
-    threads: int | None = None,
-    workers: int | None = None,
-) -> None:
+def serve(folder: Path, settings: ServerSettings | None = None, **changes: Any) -> None:
     """Serve an exported model over HTTP until SIGTERM or SIGINT.
 
-    The folder and the port are checked before anything starts. One line on stderr gives the address as
-    soon as the first request can be answered. A signal ends it cleanly: further requests are refused with 503
+    Folder, settings and port are checked before anything starts. One line on stderr gives the address as soon
+    as the first request can be answered. A signal ends it cleanly: further requests are refused with 503
     `draining`, what was accepted is answered, and the function returns.
 
     Parameters
     ----------
     folder : Path
         A folder made by `companion.inference.export`.
-    host : str
-        Address to listen on; `0.0.0.0` for every network of this machine.
-    port : int
-        TCP port; 0 takes a free one, which the line on stderr names.
-    threads, workers : int, optional
-        As for `create_app`.
+    settings : ServerSettings, optional
+    **changes
+        Fields of the settings that are different, such as ``port=0``; None leaves a field as it is.
 
     Raises
     ------
     FileNotFoundError
-        If there is no such folder.
+        If there is no such folder, or no such file of keys.
     ValueError
-        If the folder is not an exported model or does not match its manifest, or if the port cannot be
-        had.
+        If the folder is not an exported model or does not match its manifest, if the port cannot be had, or
+        if the settings cannot work.
+    OSError
+        If the log file cannot be opened.
     """
+    settings = (settings or ServerSettings()).but(**changes)
     folder = Path(folder)
     check_folder(folder)
-    with closing(listen(host, port)) as listener:
+    with closing(listen(settings.host, settings.port)) as listener, messages_logged(settings):
         import uvicorn
 
         from companion.deployment.draining import DrainingServer
 
         # Each worker reads its texts by itself; a pool of the tokenizer's own would use cores nobody gave it.
         os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-        logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
-        app = create_app(folder, threads=threads, workers=workers)
+        app = create_app(folder, settings)
         config = uvicorn.Config(
             app,
             lifespan="on",
             ws="none",
             log_config=None,
             access_log=False,
-            proxy_headers=False,
+            proxy_headers=bool(settings.trusted_proxies),
+            forwarded_allow_ips=list(settings.trusted_proxies),
             server_header=False,
             timeout_graceful_shutdown=GRACE_S,
         )

@@ -31,6 +31,16 @@ class FakeTokens:
     type_ids: list[int]
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line("markers", "slow: takes minutes; runs when it is chosen with -m slow")
+
+
+@pytest.fixture(autouse=True)
+def _slow_only_when_chosen(request: pytest.FixtureRequest) -> None:
+    if request.node.get_closest_marker("slow") and "slow" not in request.config.option.markexpr:
+        pytest.skip("takes minutes: choose it with -m slow")
+
+
 @dataclass
 class FakeModel:
     """Counts how many runs happen at once; `gate` holds every run until it is set.
@@ -138,10 +148,10 @@ def serving(model: FakeModel) -> Iterator[Callable[..., Client]]:
     with ExitStack() as stack:
 
         def start(
-            limits: Limits | None = None, *, wait: bool = True, load: Any = None, **keywords: Any
+            limits: Limits | None = None, *, wait: bool = True, load: Any = None, **settings: Any
         ) -> Client:
             load = load or (lambda folder, threads: model)
-            app = create_app(Path("fake"), limits=limits, load=load, **keywords)
+            app = create_app(Path("fake"), limits=limits, load=load, **settings)
             client = stack.enter_context(running(app))
             if wait:
                 client.wait_until_settled()

@@ -7,7 +7,7 @@ from typing import get_args
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from companion.deployment.problems import INVALID_INPUT, ProblemError, problem_response
+from companion.deployment.problems import INVALID_INPUT, ProblemError, respond
 from companion.deployment.rollout.routing import Caller, Wish, calling
 
 __all__ = ["STICKY_HEADER", "WISH_HEADER", "RolloutCaller"]
@@ -44,7 +44,7 @@ class RolloutCaller:
         try:
             wish = _wish(headers.get(WISH_HEADER))
         except ProblemError as error:
-            await problem_response(error, request_id)(scope, receive, send)
+            await respond(error, scope)(scope, receive, send)
             return
         with calling(Caller(headers.get(self._sticky_header) or request_id, wish)):
             await self.app(scope, receive, send)

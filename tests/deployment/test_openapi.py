@@ -1,0 +1,234 @@
+"""The server keeps to its own description: whatever schemathesis makes of it, good input or bad."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from pathlib import Path
+
+import pytest
+import requests
+import schemathesis
+from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis import strategies as st
+from schemathesis import GenerationMode, checks
+from schemathesis.specs.openapi.checks import response_schema_conformance
+
+from companion.deployment import Limits, ServerSettings, create_app
+from companion.deployment.keys import add_key
+from companion.deployment.problems import PROBLEMS
+
+POSITIVE, NEGATIVE = GenerationMode.POSITIVE, GenerationMode.NEGATIVE
+CONFORMS = [
+    checks.not_a_server_error,
+    checks.status_code_conformance,
+    checks.content_type_conformance,
+    checks.response_headers_conformance,
+    response_schema_conformance,
+]
+LEAKS = ("Traceback", "site-packages", 'File "', "Error(", "Exception", "companion/", "0x7f")
+OPERATIONS = (
+    "live",
+    "ready",
+    "metrics",
+    "predict",
+    "predict_batch",
+    "kserve_live",
+    "kserve_ready",
+    "kserve_model",
+    "kserve_model_ready",
+    "kserve_infer",
+)
+WITH_INPUT = ("predict", "predict_batch", "kserve_model", "kserve_model_ready", "kserve_infer")
+# What the schema cannot say of a valid KServe request: that shape and data agree.
+ACCEPTS_ALL = tuple(name for name in WITH_INPUT if name != "kserve_infer")
+
+
+@pytest.fixture
+def everything(serving, tmp_path):
+    """A server with keys, quotas and small limits, its description, and a key."""
+    token, _ = add_key(tmp_path / "keys", "fuzz")
+    limits = Limits(characters=40, body_bytes=4000, batch_texts=5, batch_characters=100)
+    client = serving(limits, api_keys=tmp_path / "keys", rate="1000000/second")
+    headers = {"X-API-Key": token}
+    schema = schemathesis.openapi.from_dict(client.request("GET", "/openapi.json", headers=headers).json())
+    return client, schema, headers
+
+
+def operation_of(schema, name):
+    found = [result.ok() for result in schema.get_all_operations()]
+    (operation,) = [item for item in found if item.definition.raw["operationId"] == name]
+    return operation
+
+
+def send(client, case, headers):
+    """Send a generated case through the client of these tests, exactly as requests would write it."""
+    data = case.as_transport_kwargs(base_url="http://test", headers=headers)
+    prepared = requests.Request(**data).prepare()
+    body = prepared.body.encode() if isinstance(prepared.body, str) else prepared.body
+    sent = [(name, value) for name, value in prepared.headers.items() if name.lower() != "content-length"]
+    return client.request(prepared.method, prepared.url, headers=sent, content=body)
+
+
+def check(case, answer, extra=()):
+    case.validate_response(answer, checks=[*CONFORMS, *extra])
+    assert not [leak for leak in LEAKS if leak in answer.text], answer.text
+    if answer.status_code >= 400:
+        body = answer.json()
+        assert body["code"] in {problem.code for problem in PROBLEMS}
+        assert body["status"] == answer.status_code
+
+
+def fuzz(everything, name, mode, count, extra=(), seed=0):
+    client, schema, headers = everything
+    statuses: Counter[int] = Counter()
+    phases = [Phase.generate]  # shrinking would send another thousand
+
+    @settings(
+        max_examples=count,
+        deadline=None,
+        database=None,
+        derandomize=True,
+        phases=phases,
+        suppress_health_check=list(HealthCheck),
+    )
+    @given(case=operation_of(schema, name).as_strategy(generation_mode=mode))
+    def run(case):
+        answer = send(client, case, headers)
+        statuses[answer.status_code] += 1
+        check(case, answer, extra)
+
+    run()
+    return statuses
+
+
+def test_the_list_is_complete(everything):
+    _, schema, _ = everything
+    names = {result.ok().definition.raw["operationId"] for result in schema.get_all_operations()}
+    assert names == set(OPERATIONS)
+
+
+@pytest.mark.parametrize("name", OPERATIONS)
+def test_good_input(everything, name):
+    extra = [checks.positive_data_acceptance] if name in ACCEPTS_ALL else []
+    statuses = fuzz(everything, name, POSITIVE, 20 if name in WITH_INPUT else 1, extra)
+    assert statuses[200] > 0, statuses
+
+
+def refused_where_it_must(statuses):
+    # 200: what was added is none of the server's business, such as a query; schemathesis knows which that is.
+    # 401: the key itself was spoilt.
+    assert set(statuses) <= {200, 401, 404, 413, 415, 422}, statuses
+    assert statuses[404] + statuses[422] > 0, statuses
+
+
+@pytest.mark.parametrize("name", WITH_INPUT)
+def test_bad_input(everything, name):
+    refused_where_it_must(fuzz(everything, name, NEGATIVE, 25, [checks.negative_data_rejection]))
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(7200)
+@pytest.mark.parametrize("name", WITH_INPUT)
+def test_ten_thousand_bad_inputs(everything, name):
+    statuses = fuzz(everything, name, NEGATIVE, 2000, [checks.negative_data_rejection])
+    refused_where_it_must(statuses)
+    assert statuses.total() == 2000
+
+
+@pytest.mark.parametrize("path", ["/predict", "/predict/batch", "/v2/models/companion/infer"])
+def test_torn_json(everything, path):
+    client, _, headers = everything
+    whole = json.dumps({"items": [{"text": "é", "pair": None}], "inputs": [{"name": "text", "shape": [1]}]})
+
+    @settings(max_examples=60, deadline=None, database=None, derandomize=True)
+    @given(cut=st.integers(0, len(whole)), junk=st.binary(max_size=4))
+    def run(cut, junk):
+        content = whole[:cut].encode() + junk + whole[cut:].encode()[len(junk) :]
+        sent = headers | {"content-type": "application/json"}
+        answer = client.request("POST", path, content=content, headers=sent)
+        assert answer.status_code in {413, 415, 422}, answer.text
+        assert not [leak for leak in LEAKS if leak in answer.text], answer.text
+
+    run()
+
+
+def test_the_checks_bite(everything):
+    """A description that lies is found out: else all of the above would pass on anything."""
+    client, _, headers = everything
+    described = client.request("GET", "/openapi.json", headers=headers).json()
+    del described["paths"]["/predict"]["post"]["responses"]["422"]
+    described["components"]["schemas"]["Live"]["properties"]["status"]["const"] = "dead"
+    lying = schemathesis.openapi.from_dict(described)
+    with pytest.raises(BaseException, match="Undocumented"):
+        fuzz((client, lying, headers), "predict", NEGATIVE, 5)
+    with pytest.raises(BaseException, match="violates schema"):
+        fuzz((client, lying, headers), "live", POSITIVE, 1)
+
+
+def test_the_description_follows_the_settings(serving):
+    client = serving(Limits(characters=7, batch_texts=3), model_name="reviews")
+    schema = client.request("GET", "/openapi.json").json()
+    predict = schema["components"]["schemas"]["PredictRequest"]["properties"]
+    assert (predict["text"]["maxLength"], predict["pair"]["anyOf"][0]["maxLength"]) == (7, 7)
+    assert schema["components"]["schemas"]["BatchRequest"]["properties"]["items"]["maxItems"] == 3
+    (name,) = schema["paths"]["/v2/models/{name}"]["get"]["parameters"]
+    assert name["schema"]["enum"] == ["reviews"]
+
+
+# --- settings
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"threads": 0}, "threads is 0"),
+        ({"model_name": "a/b"}, "the model's name is 'a/b'"),
+        ({"rate": "often"}, "the rate is 'often'"),
+        ({"redis": "redis://127.0.0.1:6379"}, "no rate is given"),
+        ({"rate": "1/second", "redis": "http://x"}, "expected redis://"),
+        ({"log_format": "xml"}, "the log's format is 'xml'"),
+        ({"trusted_proxies": ("nginx",)}, "trusted proxy 'nginx'"),
+    ],
+)
+def test_settings_that_cannot_work(changes, message):
+    with pytest.raises(ValueError, match=message):
+        ServerSettings(**changes)
+
+
+def test_files_that_are_missing_are_found_before_the_start(tmp_path):
+    with pytest.raises(FileNotFoundError, match="companion keys new"):
+        create_app(tmp_path, api_keys=tmp_path / "keys")
+    with pytest.raises(OSError, match="nowhere"):
+        create_app(tmp_path, log_requests=True, log_file=tmp_path / "nowhere" / "log")
+
+
+def test_the_command_passes_every_setting_on(run, monkeypatch, tmp_path):
+    got = []
+    monkeypatch.setattr("companion.deployment.serve", lambda folder, settings: got.append((folder, settings)))
+    assert run("serve", tmp_path)[0] == 0
+    assert got.pop() == (tmp_path, ServerSettings()), "the command's defaults are the package's"
+    words = (
+        "--host 0.0.0.0 --port 9 --threads 2 --model-name m --api-keys k --rate 5/second "
+        "--redis redis://r:1/0 --trust-proxy 10.0.0.1 --trust-proxy 10.1.0.0/16 --characters 1 "
+        "--body-bytes 2 --batch-texts 3 "
+        "--batch-characters 4 --log-requests --log-format json --log-file l"
+    )
+    assert run("serve", tmp_path, *words.split())[0] == 0
+    assert got.pop()[1] == ServerSettings(
+        host="0.0.0.0",
+        port=9,
+        threads=2,
+        model_name="m",
+        limits=Limits(1, 2, 3, 4),
+        api_keys=Path("k"),
+        rate="5/second",
+        redis="redis://r:1/0",
+        trusted_proxies=("10.0.0.1", "10.1.0.0/16"),
+        log_requests=True,
+        log_format="json",
+        log_file=Path("l"),
+    )
+    for words in ("--rate often", "--log-format xml", "--redis redis://x", "--trust-proxy nginx"):
+        code, out, err = run("serve", tmp_path, *words.split())
+        assert (code, out, err.count("\n")) == (2, "", 1), err
