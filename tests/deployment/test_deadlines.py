@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from companion.deployment.batching import TIMEOUT_HEADER, BatchingLimits, RequestDeadline
 from companion.deployment.batching.deadlines import timeout_of
 from companion.deployment.middleware import RequestContext
+from companion.deployment.notes import RouteNames
 from companion.deployment.problems import OVERLOADED, ProblemError
 
 WHOLE = {"type": "http.request", "body": b"{}", "more_body": False}
@@ -39,7 +40,9 @@ class Exchange:
 
     async def through(self, app, *, timeout_s=LONG, **keywords):
         middleware = RequestDeadline(app, timeout_s=timeout_s, longest_timeout_s=LONG, **keywords)
-        await asyncio.wait_for(RequestContext(middleware)(self.scope, self.receive, self.send), 30)
+        await asyncio.wait_for(
+            RequestContext(middleware, RouteNames(()))(self.scope, self.receive, self.send), 30
+        )
 
     @property
     def status(self):

@@ -18,17 +18,20 @@ from companion.deployment.keys import add_key
 SERVER = textwrap.dedent(
     """
     import functools, json, sys
+    import numpy as np
     from pathlib import Path
     from types import SimpleNamespace
     import companion.deployment.server as server
 
     class Model:
-        labels, is_regression = ("no", "yes"), False
+        labels, is_regression, max_length = ("no", "yes"), False, 128
         manifest = SimpleNamespace(model_version="v")
-        def probabilities(self, texts, pairs=None, *, batch_size=32):
-            if "boom" in texts[0]:
+        def encode(self, texts, pairs=None):
+            return [SimpleNamespace(ids=[int("boom" in text)], type_ids=[0]) for text in texts]
+        def run(self, encodings):
+            if any(encoding.ids[0] for encoding in encodings):
                 raise RuntimeError("it broke")
-            return [[0.25, 0.75]] * len(texts)
+            return np.array([[0.0, np.log(3)]] * len(encodings), dtype=np.float32)
 
     changes = json.loads(sys.argv[2])
     for name in ("api_keys", "log_file"):

@@ -23,6 +23,7 @@ from starlette.exceptions import HTTPException
 from companion.cli.rolling import _checked
 from companion.deployment.answering import Question
 from companion.deployment.middleware import RequestContext
+from companion.deployment.notes import RouteNames
 from companion.deployment.problems import on_http_exception, on_validation_error
 from companion.deployment.rollout.admin import admin_router
 from companion.deployment.rollout.headers import RolloutCaller
@@ -54,7 +55,7 @@ def application(world: Any, key: str | None = KEY) -> FastAPI:
     if key is not None:
         app.include_router(admin_router(rollout, key))
     app.add_middleware(RolloutCaller)
-    app.add_middleware(RequestContext)
+    app.add_middleware(RequestContext, RouteNames(()))
     return app
 
 
