@@ -147,6 +147,10 @@ def serve(
     log_file: Annotated[
         Path | None, typer.Option("--log-file", help="Where log lines go. Default: stderr.")
     ] = None,
+    prediction_log: Annotated[
+        Path | None,
+        typer.Option("--prediction-log", help="A folder: a line for each answer, for companion drift."),
+    ] = None,
 ) -> None:
     """Answer POST /predict over HTTP until stopped."""
     from companion import deployment
@@ -166,6 +170,7 @@ def serve(
         log_requests=log_requests,
         log_format=cast("deployment.configuration.LogFormat", log_format),  # refused if it is another
         log_file=log_file,
+        prediction_log=prediction_log,
     )
     deployment.serve(folder, settings)
 

@@ -25,13 +25,14 @@ from companion.deployment.keys import KeyRing
 from companion.deployment.logs import RequestLog, open_log
 from companion.deployment.metrics import OPEN_METRICS, TEXT_FORMAT, ServerMetrics
 from companion.deployment.middleware import BodyLimit, RequestContext
-from companion.deployment.notes import Recorder, RouteNames
+from companion.deployment.notes import Recorder, RouteNames, current_request_id
 from companion.deployment.openapi import describe
 from companion.deployment.predicting import errors
 from companion.deployment.problems import on_http_exception, on_validation_error
 from companion.deployment.rates import RateLimiter, RedisWindows
 from companion.deployment.schemas import Limits, Live, Ready
 from companion.deployment.service import ModelService, ServedModel
+from companion.deployment.watching.prediction_log import LoggedAnswerer, PredictionLog
 from companion.settings import get_settings
 
 Load = Callable[[Path, int], ServedModel]
@@ -82,7 +83,7 @@ def create_app(
     FileNotFoundError, ValueError
         If the settings cannot work, or the file of keys is missing or wrong.
     OSError
-        If the log file cannot be opened.
+        If the log file or the folder of the prediction log cannot be opened.
     """
     settings = (settings or ServerSettings()).but(**changes)
     batching = settings.batching
@@ -96,6 +97,7 @@ def create_app(
         lambda: load(Path(folder), threads_each), workers=workers, limits=batching, observer=metrics
     )
     lines = open_log(settings) if settings.log_requests else None
+    answers = PredictionLog(settings.prediction_log) if settings.prediction_log else None
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
@@ -107,6 +109,8 @@ def create_app(
         await service.aclose()
         if redis is not None:
             await redis.aclose()
+        if answers is not None:
+            await answers.aclose()
         if lines is not None:
             lines.close()
 
@@ -124,6 +128,8 @@ def create_app(
     )
     app.state.service = service
     app.state.answerer = service
+    if answers is not None:
+        app.state.answerer = LoggedAnswerer(service, answers, request_id=current_request_id)
     app.state.limits = limits
     app.state.metrics = metrics
     app.state.model_name = settings.model_name

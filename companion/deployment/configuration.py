@@ -55,6 +55,8 @@ class ServerSettings:
         How log lines are written.
     log_file : Path, optional
         Where to; by default stderr.
+    prediction_log : Path, optional
+        A folder that gets a line for each answer, without its text: what `companion drift` reads.
 
     Raises
     ------
@@ -76,6 +78,7 @@ class ServerSettings:
     log_requests: bool = False
     log_format: LogFormat = "text"
     log_file: Path | None = None
+    prediction_log: Path | None = None
 
     def __post_init__(self) -> None:
         """Refuse what cannot work."""

@@ -6,16 +6,18 @@ The notes ride in the ASGI scope. Nothing that a client sent as text is ever amo
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Iterable
+from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import Protocol
 
 from starlette.routing import Route
 from starlette.types import Scope
 
-__all__ = ["OTHER", "Recorder", "RequestNotes", "RouteNames", "notes_of"]
+__all__ = ["OTHER", "Recorder", "RequestNotes", "RouteNames", "current_request_id", "notes_of"]
 
 OTHER = "other"
 """The one name of every address and method that the server does not have."""
+_CURRENT: ContextVar[str | None] = ContextVar("request_id", default=None)
 _METHODS = frozenset(("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"))
 
 
@@ -93,6 +95,7 @@ class RouteNames:
         """Begin the notes of a request, and leave them in its scope."""
         method = scope["method"] if scope["method"] in _METHODS else OTHER
         notes = RequestNotes(request_id, method, self.name(scope["path"]))
+        _CURRENT.set(request_id)  # each request has a task of its own, and so its own context
         scope.setdefault("state", {}).update(request_id=request_id, notes=notes)
         return notes
 
@@ -101,3 +104,8 @@ def notes_of(scope: Scope) -> RequestNotes:
     """Return the notes of the request that this scope belongs to."""
     notes: RequestNotes = scope["state"]["notes"]
     return notes
+
+
+def current_request_id() -> str | None:
+    """Return the id of the request that is being answered, for who has no scope; None outside of one."""
+    return _CURRENT.get()
