@@ -21,7 +21,16 @@ from companion.deployment.problems import INVALID_INPUT, MODEL_NOT_FOUND, Proble
 from companion.deployment.schemas import InputError, Limits, Text
 from companion.deployment.service import ServedModel
 
-__all__ = ["InferRequest", "InferResponse", "ModelMetadata", "router"]
+__all__ = [
+    "InferInput",
+    "InferOutput",
+    "InferRequest",
+    "InferResponse",
+    "ModelMetadata",
+    "OutputTensor",
+    "TensorMetadata",
+    "router",
+]
 
 router = APIRouter(prefix="/v2")
 ModelName = Annotated[str, Path(max_length=64, description="The name that this server gives its model.")]

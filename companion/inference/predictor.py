@@ -20,10 +20,10 @@ from companion.inference.processor import check_processor
 from companion.inference.sessions import Memory, open_session
 from companion.inference.throughput.grouping import by_length, padded_length
 
-__all__ = ["Encoded", "OnnxPredictor", "Predictor", "probabilities_of"]
+__all__ = ["OnnxPredictor", "Predictor", "TokenizedText", "probabilities_of"]
 
 
-class Encoded(Protocol):
+class TokenizedText(Protocol):
     """The tokens of a text, such as `tokenizers.Encoding`: all that a batch needs of it."""
 
     @property
@@ -215,12 +215,12 @@ class OnnxPredictor:
         inputs: list[Any] = list(texts) if pairs is None else list(zip(texts, pairs, strict=True))
         return self._tokenizer.encode_batch(inputs)
 
-    def feed(self, encodings: Sequence[Encoded]) -> dict[str, NDArray[np.int64]]:
+    def feed(self, encodings: Sequence[TokenizedText]) -> dict[str, NDArray[np.int64]]:
         """Pad encoded texts to one batch.
 
         Parameters
         ----------
-        encodings : sequence of Encoded
+        encodings : sequence of TokenizedText
             At least one, such as `encode` gives.
 
         Returns
@@ -241,14 +241,14 @@ class OnnxPredictor:
                 feed["token_type_ids"][row, :length] = encoding.type_ids or 0
         return feed
 
-    def run(self, encodings: Sequence[Encoded]) -> NDArray[np.float32]:
+    def run(self, encodings: Sequence[TokenizedText]) -> NDArray[np.float32]:
         """Compute the logits of one batch, as it is: the last part of `logits`.
 
         Several threads may call this at once.
 
         Parameters
         ----------
-        encodings : sequence of Encoded
+        encodings : sequence of TokenizedText
             At least one, such as `encode` gives.
 
         Returns

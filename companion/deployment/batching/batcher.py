@@ -25,7 +25,7 @@ from companion.inference.throughput.cost import BatchCost
 
 if TYPE_CHECKING:
     from companion.deployment.batching.model import ServedModel
-    from companion.deployment.batching.running import Outcome
+    from companion.deployment.batching.running import Settled
 
 __all__ = ["GUESS", "Backlog", "Batcher"]
 
@@ -260,9 +260,9 @@ def _expire(waiter: Waiter) -> None:
         waiter.future.set_exception(too_late())
 
 
-def _deliver(outcomes: Sequence[Outcome]) -> None:
+def _deliver(outcomes: Sequence[Settled]) -> None:
     """Bring outcomes from a worker's thread to the loops that wait for them: one call for each loop."""
-    loops: defaultdict[asyncio.AbstractEventLoop, list[Outcome]] = defaultdict(list)
+    loops: defaultdict[asyncio.AbstractEventLoop, list[Settled]] = defaultdict(list)
     for outcome in outcomes:
         loops[outcome[0].future.get_loop()].append(outcome)
     for loop, those in loops.items():
@@ -272,7 +272,7 @@ def _deliver(outcomes: Sequence[Outcome]) -> None:
             continue
 
 
-def _settle(outcomes: list[Outcome]) -> None:
+def _settle(outcomes: list[Settled]) -> None:
     for waiter, outcome in outcomes:
         future: asyncio.Future[Answer] = waiter.future
         if future.done():

@@ -9,7 +9,7 @@ if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
 
-    from companion.inference.predictor import Encoded
+    from companion.inference.predictor import TokenizedText
 
 __all__ = ["ServedModel", "Versioned"]
 
@@ -44,8 +44,8 @@ class ServedModel(Protocol):
     def manifest(self) -> Versioned:
         """The export's description of itself."""
 
-    def encode(self, texts: Sequence[str], pairs: Sequence[str] | None = None) -> Sequence[Encoded]:
+    def encode(self, texts: Sequence[str], pairs: Sequence[str] | None = None) -> Sequence[TokenizedText]:
         """Turn texts, or pairs of texts, into tokens."""
 
-    def run(self, encodings: Sequence[Encoded]) -> npt.NDArray[np.float32]:
+    def run(self, encodings: Sequence[TokenizedText]) -> npt.NDArray[np.float32]:
         """Give the logits of one batch, shape `(len(encodings), num_labels)`."""

@@ -19,9 +19,9 @@ if TYPE_CHECKING:
     from companion.deployment.batching.model import ServedModel
     from companion.deployment.batching.waiter import Waiter
 
-__all__ = ["Outcome", "Runner", "Tokens"]
+__all__ = ["Runner", "Settled", "Tokens"]
 
-Outcome = tuple["Waiter", Answer | Exception]
+Settled = tuple["Waiter", Answer | Exception]
 """A request, and what became of it."""
 
 
@@ -68,7 +68,7 @@ class Runner:
         self._clock = clock
         self._stopwatch = stopwatch
 
-    def encode(self, waiters: Sequence[Waiter]) -> list[Outcome]:
+    def encode(self, waiters: Sequence[Waiter]) -> list[Settled]:
         """Turn requests into tokens: fills in `encoding` and `tokens` of each.
 
         Parameters
@@ -77,7 +77,7 @@ class Runner:
 
         Returns
         -------
-        list of Outcome
+        list of Settled
             The requests of which the tokenizer can make nothing. They do not disturb the others.
         """
         live = [waiter for waiter in waiters if not waiter.abandoned]
@@ -85,7 +85,7 @@ class Runner:
         pairs = [waiter for waiter in live if waiter.question.pair is not None]
         return [outcome for group in (singles, pairs) if group for outcome in self._encode(group)]
 
-    def run(self, waiters: Sequence[Waiter], step: Callable[[float], None]) -> Iterator[list[Outcome]]:
+    def run(self, waiters: Sequence[Waiter], step: Callable[[float], None]) -> Iterator[list[Settled]]:
         """Run requests as one batch; should that fail, each by itself, so that one fails alone.
 
         Parameters
@@ -97,7 +97,7 @@ class Runner:
 
         Yields
         ------
-        list of Outcome
+        list of Settled
             As soon as it is known. Nobody who left, and nobody twice.
         """
         live = [waiter for waiter in waiters if not waiter.abandoned]
@@ -119,14 +119,14 @@ class Runner:
             else:
                 yield self._try([waiter], step)
 
-    def _try(self, waiters: Sequence[Waiter], step: Callable[[float], None]) -> list[Outcome]:
+    def _try(self, waiters: Sequence[Waiter], step: Callable[[float], None]) -> list[Settled]:
         """Run a batch. Should it fail, the outcome of one request is known, and that of several is empty."""
         try:
             return self._run_together(waiters, step)
         except BaseException as error:
             return [(waiters[0], _plain(error))] if len(waiters) == 1 else []
 
-    def _encode(self, waiters: Sequence[Waiter]) -> list[Outcome]:
+    def _encode(self, waiters: Sequence[Waiter]) -> list[Settled]:
         texts = [waiter.question.text for waiter in waiters]
         pairs = [waiter.question.pair for waiter in waiters if waiter.question.pair is not None]
         start = self._stopwatch()
@@ -151,7 +151,7 @@ class Runner:
         )
         return []
 
-    def _run_together(self, waiters: Sequence[Waiter], step: Callable[[float], None]) -> list[Outcome]:
+    def _run_together(self, waiters: Sequence[Waiter], step: Callable[[float], None]) -> list[Settled]:
         encodings = [waiter.encoding for waiter in waiters if waiter.encoding is not None]
         longest = max(waiter.tokens for waiter in waiters)
         step(self._estimates.batch_s(len(waiters), longest))

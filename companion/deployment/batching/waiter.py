@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from companion.deployment.answering import Question
 
 if TYPE_CHECKING:
-    from companion.inference.predictor import Encoded
+    from companion.inference.predictor import TokenizedText
 
 __all__ = ["Waiter", "Work"]
 
@@ -29,7 +29,7 @@ class Waiter:
         What it would cost to run alone.
     tokens : int
         Guessed until it is encoded.
-    encoding : Encoded or None
+    encoding : TokenizedText or None
     claimed : bool
         Whether a worker is turning it into tokens.
     abandoned : bool
@@ -42,7 +42,7 @@ class Waiter:
     arrived: float = 0.0
     alone_s: float = 0.0
     tokens: int = 0
-    encoding: Encoded | None = None
+    encoding: TokenizedText | None = None
     claimed: bool = False
     abandoned: bool = False
     characters: int = field(init=False)

@@ -15,7 +15,7 @@ from companion.deployment.batching.refusals import too_late
 
 if TYPE_CHECKING:
     from companion.deployment.batching.heartbeat import Heartbeat
-    from companion.deployment.batching.running import Outcome, Runner
+    from companion.deployment.batching.running import Runner, Settled
     from companion.deployment.batching.waiter import Work
     from companion.deployment.batching.waiting import Line
 
@@ -23,7 +23,7 @@ __all__ = ["Deliver", "WorkerThreads"]
 
 logger = logging.getLogger("companion.deployment")
 
-Deliver = Callable[[Sequence["Outcome"]], None]
+Deliver = Callable[[Sequence["Settled"]], None]
 """Told in a worker's thread what became of some requests."""
 
 

@@ -93,7 +93,7 @@ class QuestionCopy:
         return self.asked is self.candidate
 
 
-Outcome = Callable[[QuestionCopy, "Answer | Exception", float], None]
+CopyOutcome = Callable[[QuestionCopy, "Answer | Exception", float], None]
 """Told what came of a copy, and after how many seconds; the exception may be a `TimeoutError`."""
 
 
@@ -149,7 +149,7 @@ class CopyRunner:
         rules: CopyRules,
         *,
         busy: Callable[[], bool],
-        outcome: Outcome,
+        outcome: CopyOutcome,
         clock: Callable[[], float] = time.monotonic,
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
     ) -> None:

@@ -14,7 +14,7 @@ from companion.deployment.answering import Question
 from companion.deployment.watching.features import CountTokens, measure_text
 from companion.deployment.watching.records import Prediction
 
-__all__ = ["Columns", "ColumnsBuilder", "columns_of_texts"]
+__all__ = ["Columns", "ColumnsBuilder", "VersionedModel", "columns_of_texts"]
 
 Floats = NDArray[np.float64]
 

@@ -8,7 +8,7 @@ from typing import Protocol
 
 from companion.deployment.answering import Question
 
-__all__ = ["CountTokens", "TextFeatures", "TokenCount", "measure_text", "token_counter"]
+__all__ = ["CountTokens", "Encodes", "TextFeatures", "TokenCount", "measure_text", "token_counter"]
 
 _INSPECTED = 8192
 """Characters of a text that shares are taken from: a text of a megabyte must not cost milliseconds."""

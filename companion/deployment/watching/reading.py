@@ -11,7 +11,7 @@ from companion.deployment.watching.columns import Columns, ColumnsBuilder
 from companion.deployment.watching.files import PATTERN
 from companion.deployment.watching.records import Loss, Prediction, from_line
 
-__all__ = ["LogContent", "log_files", "read_log", "scan"]
+__all__ = ["LogContent", "Skipped", "log_files", "read_log", "scan"]
 
 
 _START = b'{"schema":'
