@@ -148,21 +148,26 @@ class VersionedModel(Protocol):
     """What a reference from texts needs; `companion.inference.predictor.OnnxPredictor` has it."""
 
     @property
-    def labels(self) -> tuple[str, ...]: ...
+    def labels(self) -> tuple[str, ...]:
+        """Names of the labels in the order of the logits."""
 
     @property
-    def is_regression(self) -> bool: ...
+    def is_regression(self) -> bool:
+        """Whether the one logit is a number to predict rather than a score."""
 
     @property
-    def manifest(self) -> Any: ...
+    def manifest(self) -> Any:
+        """The export's description of itself, with its `model_version`."""
 
     def logits(
         self, texts: Sequence[str], pairs: Sequence[str] | None = None, *, batch_size: int = 32
-    ) -> NDArray[np.float32]: ...
+    ) -> NDArray[np.float32]:
+        """Compute logits, shape (texts, num_labels)."""
 
     def probabilities(
         self, texts: Sequence[str], pairs: Sequence[str] | None = None, *, batch_size: int = 32
-    ) -> NDArray[np.float32]: ...
+    ) -> NDArray[np.float32]:
+        """Compute probabilities, shape (texts, num_labels)."""
 
 
 def columns_of_texts(
