@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 
 from companion.data import glue, sentiment
@@ -55,10 +56,16 @@ def load(
     return replace(data, train=tuple(data.train[position] for position in sorted(positions[:max_examples])))
 
 
+@cache
+def _generated() -> TaskData:
+    """Generate the task once: seconds of work, and nobody can change what comes of it."""
+    return sentiment.generate()
+
+
 def _load_all(name: str, data_dir: Path | None) -> TaskData:
     """Load the whole task from wherever it is to be found."""
     if name == "sentiment":
-        return sentiment.generate()
+        return _generated()
 
     from companion.settings import get_settings  # slow to import, and a generated task needs none
 

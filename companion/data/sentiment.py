@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import random
 from dataclasses import dataclass, replace
-from functools import lru_cache
 
 from companion.data.grammar import Review, word_count
 from companion.data.lexicon import HELD_OUT, SEEN
@@ -42,7 +41,6 @@ class Damage:
     leaked: tuple[int, ...]
 
 
-@lru_cache(maxsize=4)  # seconds of work, and nobody can change what it returns
 def generate(
     seed: int = 0,
     *,

@@ -13,7 +13,7 @@ from companion.inference.predictor import OnnxPredictor, Predictor
 
 __all__ = ["compare", "write_checked"]
 
-_SAMPLE = 64
+_SAMPLE = 128
 
 
 def compare(reference: Predictor, other: Predictor) -> Check:
