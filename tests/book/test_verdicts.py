@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from scipy.stats import spearmanr
 
-from companion import claims
+from companion import artifacts, claims
 from companion.claims import Verdict
 from companion.claims.words import DOES_NOT_HOLD, HOLDS_HERE, NOT_MEASURABLE
 from companion.training.tuning import Importance
@@ -43,6 +43,9 @@ def page(tmp_path: Path) -> dict[str, Any]:
         return judged[-1]
 
     names = {
+        "artifacts": SimpleNamespace(
+            benchmark_rows=lambda name: {}, benchmark_stamp=artifacts.benchmark_stamp
+        ),
         "claims": SimpleNamespace(judge=judge, claim=claims.claim),
         "display": lambda shown: None,
         "glue": lambda *_, **__: None,
@@ -90,36 +93,49 @@ def test_scaling_gets_no_exponent_from_the_plateau_or_from_the_edge_of_a_grid(pa
     assert batches(page, [0.6, 0.3, 0.4, 0.7], [0.6, 0.3, 0.4, 0.7]) == DOES_NOT_HOLD
 
 
-def warm_up(page: dict[str, Any], ends: dict[float, list[float]]) -> str:
-    run("book/training.ipynb", page | {"SHARES": [0.0, 0.06, 0.3], "ends": ends}, "training-034")
+def stored(page: dict[str, Any], *rows: dict[str, float]) -> dict[str, Any]:
+    """Give the page these long runs, two seeds of each; what is not said is as in the others."""
+    names = run("book/training.ipynb", page, "long-sweep", "long-sweep-rows", "winner")
+    names["long_rows"] = [{**names["BASIC"], **row, "seed": seed} for row in rows for seed in (0, 1)]
+    return names
+
+
+def warm_up(page: dict[str, Any], ends: dict[float, float]) -> str:
+    rows = [{"warmup": share, "accuracy": 1 - loss, "loss": loss} for share, loss in ends.items()]
+    names = stored(page, *rows)
+    run("book/training.ipynb", names | {"shares": names["only"]("warmup")}, "training-034")
     return word(page)
 
 
-def test_warm_up_is_judged_when_every_run_learned(page: dict[str, Any]) -> None:
-    assert warm_up(page, {0.0: [0.69, 0.7], 0.06: [0.69, 0.69], 0.3: [0.5, 0.6]}) == NOT_MEASURABLE
-    assert warm_up(page, {0.0: [0.5, 0.5], 0.06: [0.3, 0.3], 0.3: [0.4, 0.4]}) == HOLDS_HERE
-    assert warm_up(page, {0.0: [0.3, 0.3], 0.06: [0.5, 0.5], 0.3: [0.4, 0.4]}) == DOES_NOT_HOLD
+def test_warm_up_is_judged_when_the_claimed_one_learned(page: dict[str, Any]) -> None:
+    assert warm_up(page, {0.0: 0.69, 0.06: 0.69, 0.3: 0.5}) == NOT_MEASURABLE
+    assert warm_up(page, {0.0: 0.5, 0.06: 0.3, 0.3: 0.4}) == HOLDS_HERE
+    assert warm_up(page, {0.0: 0.3, 0.06: 0.5, 0.3: 0.4}) == DOES_NOT_HOLD
+
+
+def sizes(page: dict[str, Any], ends: dict[int, float]) -> list[str]:
+    rows = [{"batch_size": size, "accuracy": 1 - loss, "loss": loss} for size, loss in ends.items()]
+    run("book/training.ipynb", stored(page, *rows), "training-041", "training-batch-sizes")
+    return [verdict.verdict for verdict in page["judged"][-3:]]
 
 
 def test_batch_sizes_that_cannot_contradict_a_range_do_not_confirm_it(page: dict[str, Any]) -> None:
-    run("book/training.ipynb", page, "training-041")
-    assert [verdict.verdict for verdict in page["judged"]] == [NOT_MEASURABLE] * 3
+    assert sizes(page, {}) == [NOT_MEASURABLE] * 3
+    assert sizes(page, {16: 0.3, 32: 0.4}) == [NOT_MEASURABLE] * 3
+    assert sizes(page, {4: 0.4, 16: 0.3, 64: 0.4})[-1] == HOLDS_HERE
+    assert sizes(page, {4: 0.3, 16: 0.4, 64: 0.5})[-1] == DOES_NOT_HOLD
 
 
 def rates(page: dict[str, Any], *rows: tuple[float, float, float]) -> str:
-    names = run("book/training.ipynb", page, "long-sweep")
-    names["long_rows"] = [
-        {"rate": rate, "seed": seed, "accuracy": accuracy, "loss": loss}
-        for rate, accuracy, loss in rows
-        for seed in (0, 1)
-    ]
-    run("book/training.ipynb", names, "judge-lr-bert")
-    return word(names)
+    named = [{"rate": rate, "accuracy": accuracy, "loss": loss} for rate, accuracy, loss in rows]
+    run("book/training.ipynb", stored(page, *named), "judge-lr-bert")
+    return word(page)
 
 
 def test_the_claimed_rates_are_judged_where_they_could_win(page: dict[str, Any]) -> None:
     assert rates(page) == NOT_MEASURABLE
     assert rates(page, (4e-4, 0.9, 0.3)) == NOT_MEASURABLE
+    assert rates(page, (5e-5, 0.9, 0.3)) == NOT_MEASURABLE
     assert rates(page, (5e-5, 0.5, 0.69), (4e-4, 0.9, 0.3)) == NOT_MEASURABLE
     assert rates(page, (5e-5, 0.8, 0.4), (4e-4, 0.9, 0.3)) == DOES_NOT_HOLD
     assert rates(page, (5e-5, 0.95, 0.2), (4e-4, 0.9, 0.3)) == HOLDS_HERE
@@ -148,6 +164,5 @@ def test_more_phrases_are_ahead_only_by_more_than_the_sample_moves(
         "retention/all terms": {"student": 0.858, "dev": 872},
         "retention/more phrases, without labels": {"student": student, "dev": 872},
     }
-    names = {"find_results": lambda: rows}
-    run("solutions/distilbert.ipynb", names, "plain-logits", "more-phrases-chance")
+    run("solutions/distilbert.ipynb", {"long_runs": rows}, "plain-logits", "more-phrases-chance")
     assert f"ahead by {expected} than twice that" in capsys.readouterr().out

@@ -90,7 +90,7 @@ def test_all_candidates_are_timed_on_all_texts(benchmark):
 
     names = ("int8", "fp32", "another")
     row = benchmark.raced(
-        {name: Counting(name) for name in names}, work_of(benchmark, [0, 1, 0]), 8, repeats=3
+        {name: Counting(name) for name in names}, work_of(benchmark, [0, 1, 0]).texts, 8, repeats=3
     )
     assert seen == {name: [(3, 8)] * 4 for name in names}  # one round to warm up
     assert row["int8_is_faster"]["int8"] == {"median": 1, "low": 1, "high": 1}
