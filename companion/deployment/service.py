@@ -91,8 +91,6 @@ class ModelService:
             batcher = await anyio.to_thread.run_sync(self._load_and_warm, abandon_on_cancel=True)
             batcher.start()
             self._batcher = batcher
-            if self._draining:
-                batcher.drain()
         except Exception as error:
             self.failure = error
             self.report(error)
@@ -119,7 +117,9 @@ class ModelService:
         return await self.batcher.answer(question, deadline=deadline)
 
     def refusal(self) -> ProblemError | None:
-        """Say why no question at all would be let in now; None when one may be."""
+        """Say why no request at all would be let in now; None when one may be."""
+        if self._draining:
+            return refusals.draining()
         return None if self._batcher is None else self._batcher.refusal()
 
     def check_ready(self) -> None:
@@ -138,10 +138,12 @@ class ModelService:
             raise refusals.stuck(reason)
 
     def drain(self) -> None:
-        """Let no further question in. What was accepted is answered."""
+        """Let no further request in (see `refusal`).
+
+        One that had begun is answered, also when the end of its body is still on its way: its question may
+        come after this.
+        """
         self._draining = True
-        if self._batcher is not None:
-            self._batcher.drain()
 
     async def drained(self) -> None:
         """Wait until everything that was accepted is answered."""
