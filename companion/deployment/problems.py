@@ -44,14 +44,17 @@ class ProblemType:
 
 
 UNAUTHORIZED = ProblemType("unauthorized", 401, "This address asks for an API key")
+ADMIN_KEY_REQUIRED = ProblemType("admin-key-required", 401, "This address asks for the admin key")
 NOT_FOUND = ProblemType("not-found", 404, "There is nothing at this address")
 MODEL_NOT_FOUND = ProblemType("model-not-found", 404, "There is no model of this name")
 METHOD_NOT_ALLOWED = ProblemType("method-not-allowed", 405, "This address does not take this method")
+ROLLOUT_CONFLICT = ProblemType("rollout-conflict", 409, "The stage of the rollout does not allow this")
 BODY_TOO_LARGE = ProblemType("body-too-large", 413, "The body is too large")
 BATCH_TOO_LARGE = ProblemType("batch-too-large", 413, "The batch is too large")
 UNSUPPORTED_MEDIA_TYPE = ProblemType("unsupported-media-type", 415, "The body is not declared as JSON")
 MALFORMED_JSON = ProblemType("malformed-json", 422, "The body is not JSON")
 INVALID_INPUT = ProblemType("invalid-input", 422, "The request does not fit the schema")
+VERSION_REFUSED = ProblemType("version-refused", 422, "This version cannot be used")
 RATE_LIMITED = ProblemType("rate-limited", 429, "The caller's quota is used up")
 INTERNAL_ERROR = ProblemType("internal-error", 500, "The server failed to answer")
 NOT_READY = ProblemType("not-ready", 503, "The model is still loading")
@@ -60,20 +63,20 @@ OVERLOADED = ProblemType("overloaded", 503, "The server is too busy")
 STUCK = ProblemType("stuck", 503, "The model does not get on")
 DRAINING = ProblemType("draining", 503, "The server is about to stop")
 DEADLINE_EXCEEDED = ProblemType("deadline-exceeded", 504, "The request ran out of time")
-ADMIN_KEY_REQUIRED = ProblemType("admin-key-required", 401, "This address asks for the admin key")
-ROLLOUT_CONFLICT = ProblemType("rollout-conflict", 409, "The stage of the rollout does not allow this")
-VERSION_REFUSED = ProblemType("version-refused", 422, "This version cannot be used")
 
 PROBLEMS: tuple[ProblemType, ...] = (
     UNAUTHORIZED,
+    ADMIN_KEY_REQUIRED,
     NOT_FOUND,
     MODEL_NOT_FOUND,
     METHOD_NOT_ALLOWED,
+    ROLLOUT_CONFLICT,
     BODY_TOO_LARGE,
     BATCH_TOO_LARGE,
     UNSUPPORTED_MEDIA_TYPE,
     MALFORMED_JSON,
     INVALID_INPUT,
+    VERSION_REFUSED,
     RATE_LIMITED,
     INTERNAL_ERROR,
     NOT_READY,
@@ -82,9 +85,6 @@ PROBLEMS: tuple[ProblemType, ...] = (
     STUCK,
     DRAINING,
     DEADLINE_EXCEEDED,
-    ADMIN_KEY_REQUIRED,
-    ROLLOUT_CONFLICT,
-    VERSION_REFUSED,
 )
 
 
