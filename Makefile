@@ -1,7 +1,7 @@
 # make book, make test: see README.md. Nothing here needs more than make, a POSIX shell and Python.
 
 PYTHON ?= $(shell command -v python3.11 || command -v python3 || echo python3)
-EXTRAS := embedded,book,dev
+EXTRAS := embedded,book,dev,scale
 export COMPANION_HOME ?= $(CURDIR)/.companion
 
 # The environment is complete when it holds the stamp of exactly these inputs: a checkout that was moved or changed
