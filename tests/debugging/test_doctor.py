@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import math
 import re
@@ -156,6 +157,24 @@ def test_the_random_state_is_left_alone_and_does_not_decide(subject):
     with torch.no_grad():
         two = diagnose(subject, checks=checks[1:])
     assert one.findings[0].summary == one.findings[1].summary == two.findings[0].summary
+
+
+def test_the_garbage_collector_is_left_as_it_was(subject):
+    inside = []
+
+    def counts(subject: Subject) -> Finding:
+        inside.append(gc.get_freeze_count())
+        return passes(subject)
+
+    look = toy("look", counts)
+    diagnose(subject, checks=[look])
+    assert inside[0] > 0 == gc.get_freeze_count()
+    gc.freeze()
+    try:
+        diagnose(subject, checks=[look])
+        assert gc.get_freeze_count() > 0, "frozen by somebody else, who thaws"
+    finally:
+        gc.unfreeze()
 
 
 def test_the_parts_of_a_model_are_named(subject):
