@@ -7,8 +7,8 @@ import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from functools import cached_property
-from typing import Any, Literal
+from functools import cached_property, wraps
+from typing import Any, Concatenate, Literal, ParamSpec, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -26,6 +26,8 @@ MakeOptimizer = Callable[[nn.Module], torch.optim.Optimizer]
 MakeSchedule = Callable[[torch.optim.Optimizer, int], Any]
 Loss = Callable[[nn.Module, Batch], Tensor]
 TrainStep = Callable[[nn.Module, torch.optim.Optimizer, Sequence[Batch]], Any]
+P = ParamSpec("P")
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -165,6 +167,24 @@ class Subject:
                 ids[row, length:] = self.pad_token_id
                 mask[row, length:] = 0
         return ids, mask
+
+
+def once(function: Callable[Concatenate[Subject, P], T]) -> Callable[Concatenate[Subject, P], T]:
+    """Let a function of a subject run once for each subject, whatever number of checks ask it.
+
+    What it raises is not remembered. What it returns is shared, so nobody may write into it.
+    """
+
+    @wraps(function)
+    def remembered(subject: Subject, /, *args: P.args, **kwargs: P.kwargs) -> T:
+        memory = vars(subject).setdefault("_remembered", {})
+        question = (function, args, *kwargs.items())
+        if question not in memory:
+            memory[question] = function(subject, *args, **kwargs)
+        answer: T = memory[question]
+        return answer
+
+    return remembered
 
 
 def _cut(texts: Sequence[Tensor], seq: int, generator: torch.Generator) -> Tensor:

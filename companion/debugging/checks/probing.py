@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from companion.debugging.calling import default_scores, mask_name
 from companion.debugging.checks.registry import NotApplicable
 from companion.debugging.finding import Component
-from companion.debugging.subject import Subject, seeded
+from companion.debugging.subject import Subject, once, seeded
 
 __all__ = ["MOVED", "STILL", "Culprit", "Probe", "difference", "first_to_move", "other_token", "probe"]
 
@@ -121,14 +121,25 @@ def probe(subject: Subject, *, jitter: bool = True) -> Probe:
         When nothing can be compared: texts are too short, scores are not finite, do not depend on the
         tokens, or change from call to call.
     """
+    spread = _spread(subject, jitter)
+    return Probe(subject, _model(subject, jitter), spread)
+
+
+def _model(subject: Subject, jitter: bool) -> nn.Module:
+    model = subject.model(jitter=jitter)
+    if any(parameter.dtype in (torch.float16, torch.bfloat16) for parameter in model.parameters()):
+        return model.float()  # half precision is noisier than the changes that are looked for
+    return model
+
+
+@once
+def _spread(subject: Subject, jitter: bool) -> float:
+    """Return how far the scores of texts lie apart, if they can be compared at all."""
     if subject.max_length < LENGTH:
         raise NotApplicable(
             f"texts of {subject.max_length} tokens are too short to change one and look at others"
         )
-    model = subject.model(jitter=jitter)
-    if any(parameter.dtype in (torch.float16, torch.bfloat16) for parameter in model.parameters()):
-        model = model.float()  # half precision is noisier than the changes that are looked for
-    bare = Probe(subject, model)
+    bare = Probe(subject, _model(subject, jitter))
     ids = bare.ids(3)
     # One text at a time: a model that mixes the texts of a batch must not spoil the yardstick.
     scores = torch.cat([bare(row[None]) for row in ids])
@@ -141,7 +152,7 @@ def probe(subject: Subject, *, jitter: bool = True) -> Probe:
         raise NotApplicable("the scores are the same for all tokens and texts")
     if difference(scores[: len(again)], again) > MOVED * spread:
         raise NotApplicable("the scores change from call to call: see the check of that")
-    return Probe(subject, model, spread)
+    return spread
 
 
 def difference(one: Tensor, other: Tensor) -> float:

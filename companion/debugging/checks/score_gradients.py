@@ -12,7 +12,7 @@ from companion.debugging.checks.readings import Reading, read, real_tokens, toke
 from companion.debugging.checks.registry import NotApplicable, check
 from companion.debugging.finding import Finding
 from companion.debugging.spying import row_count, some_rows
-from companion.debugging.subject import Subject
+from companion.debugging.subject import Subject, once
 
 __all__: list[str] = []
 
@@ -60,6 +60,7 @@ def _readings(subject: Subject, batch: Batch) -> list[Reading]:
     return [read(replace(subject, make_model=lambda model=model: model), batch) for model in models]  # type: ignore[misc]
 
 
+@once
 def _rows(subject: Subject) -> _Rows:
     """Return all rows that have a label."""
     _needs_classes(subject)
