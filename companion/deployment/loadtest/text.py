@@ -78,13 +78,13 @@ def notes(report: LoadReport) -> Iterator[str]:
     generator = report.total.generator
     yield (
         f"The generator used {generator.cpu:.0%} of one core ({generator.busiest:.0%} in its busiest second) "
-        f"and woke up {1e3 * generator.lag_p50:.1f} ms late in the median, {1e3 * generator.lag_p99:.1f} ms in "
-        "the worst hundredth."
+        f"and woke up {1e3 * generator.lag_p50:.1f} ms late in the median, {1e3 * generator.lag_p99:.1f} ms "
+        "in the worst hundredth."
     )
     if generator.starved:
         yield (
-            "The generator did not get its core when it wanted it: others, perhaps the server itself, had it. "
-            "All latencies hold that time."
+            "The generator did not get its core when it wanted it: others, perhaps the server had it: "
+            "all latencies hold that time."
         )
     if generator.limit is not None:
         yield (

@@ -1,9 +1,9 @@
 """The process that sends: locust, with gevent in place of the standard library's blocking parts.
 
 Importing locust patches sockets, threads and sleeping for a whole process. So this module is run, by
-`Driver`, in a process of its own, and imported nowhere else. It reads lines of JSON on stdin, first what to send and
-then one line for each stage, and writes what happened to stdout as it happens: when it is stopped halfway,
-what was measured has been told.
+`Driver`, in a process of its own, and imported nowhere else. It reads lines of JSON on stdin, first what to
+send and then one line for each stage, and writes what happened to stdout as it happens: when it is stopped
+halfway, what was measured has been told.
 """
 
 from __future__ import annotations
@@ -38,6 +38,7 @@ _PROBE_S = 0.02
 _UNSENT = 3
 _OUTCOMES = {"ok": 0, "refused": 1, "failed": 2}
 _clock = time.perf_counter
+_BROKEN = "the connection broke without an answer"
 
 
 class Desk:
@@ -216,12 +217,14 @@ def _name(error: BaseException | None, timeout: float) -> str:
         "Timeout": f"no answer within {timeout:g} s",
         "TimeoutError": f"no answer within {timeout:g} s",
         "timeout": f"no answer within {timeout:g} s",
-        "ConnectionResetError": "the connection was reset",
-        "BrokenPipeError": "the connection was reset",
+        "ConnectionResetError": _BROKEN,
+        "BrokenPipeError": _BROKEN,
         "ConnectionRefusedError": "the connection was refused",
-        "HTTPConnectionClosed": "the connection was closed without an answer",
+        "HTTPConnectionClosed": _BROKEN,
         "HTTPParseError": "the answer is not HTTP",
     }
+    original = getattr(error, "original", None)  # the client wraps what it gives up on
+    error = original if isinstance(original, BaseException) else error
     kind = type(error).__name__
     return known.get(kind, f"{kind}: {error}"[:120])
 
@@ -233,8 +236,11 @@ class _Reporter:
         self.wire = wire
 
     def write(self, **message: Any) -> None:
-        self.wire.write(json.dumps(message) + "\n")
-        self.wire.flush()
+        try:
+            self.wire.write(json.dumps(message) + "\n")
+            self.wire.flush()
+        except BrokenPipeError:  # the parent is gone: whoever it was that loaded the server, nobody reads on
+            os._exit(1)
 
     def flush(self, desk: Desk) -> None:
         samples, desk.samples = desk.samples, []
@@ -292,7 +298,7 @@ def main() -> None:
     Visitor.network_timeout = Visitor.connection_timeout = job["timeout"]
     environment = Environment(user_classes=[Visitor], host=job["origin"])
     environment.create_local_runner()
-    environment.events.user_error.add_listener(
+    environment.events.user_error.add_listener(  # type: ignore[no-untyped-call]
         lambda user_instance, exception, tb: reporter.write(crash=f"{type(exception).__name__}: {exception}")
     )
     current: list[Desk] = []
@@ -315,7 +321,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except BrokenPipeError:  # the parent is gone: nobody reads on
-        os._exit(1)
+    main()
