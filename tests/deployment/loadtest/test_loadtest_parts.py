@@ -6,9 +6,10 @@ import json
 import math
 from dataclasses import replace
 from datetime import UTC, datetime
+from itertools import pairwise
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from companion.deployment.loadtest import GeneratorUse, LoadCounts, LoadPlan, LoadStep, Ramp, timetable
@@ -21,6 +22,7 @@ from companion.deployment.loadtest.target import target_of
 # --- when requests are due
 
 
+@settings(deadline=None, max_examples=30)
 @given(st.floats(0.5, 500), st.floats(0.1, 20), st.integers(0, 5), st.sampled_from(["poisson", "even"]))
 def test_a_timetable_is_in_order_and_within_its_time(
     rate: float, seconds: float, seed: int, kind: str
@@ -38,7 +40,7 @@ def test_a_timetable_is_in_order_and_within_its_time(
 
 def test_poisson_gaps_are_exponential_and_depend_on_the_seed() -> None:
     times = timetable(100, 100, seed=1)
-    gaps = [after - before for before, after in zip(times, times[1:], strict=False)]
+    gaps = [after - before for before, after in pairwise(times)]
     mean = sum(gaps) / len(gaps)
     deviation = math.sqrt(sum((gap - mean) ** 2 for gap in gaps) / len(gaps))
     assert deviation == pytest.approx(mean, rel=0.1)  # 0 were they even
@@ -48,6 +50,7 @@ def test_poisson_gaps_are_exponential_and_depend_on_the_seed() -> None:
 # --- what is sent, and what comes back
 
 
+@settings(deadline=None, max_examples=30)
 @given(st.lists(st.text(), min_size=1, max_size=7), st.integers(1, 4))
 def test_every_text_is_in_some_body(texts: list[str], per_request: int) -> None:
     pairs = [text[::-1] for text in texts]
@@ -118,6 +121,7 @@ def test_answers_are_told_apart(
     assert (reading.outcome, reading.title) == (outcome, title)
 
 
+@settings(deadline=None, max_examples=30)
 @given(st.sampled_from(["predict", "batch", "kserve"]), st.integers(100, 599), st.binary(max_size=40))
 def test_no_answer_breaks_the_reader(endpoint: str, status: int, body: bytes) -> None:
     reading = read_answer(endpoint, status, body)  # type: ignore[arg-type]
@@ -189,7 +193,7 @@ def test_another_machine_can_be_allowed() -> None:
     ],
 )
 def test_plans_that_cannot_be_carried_out_are_refused(wrong: dict[str, object]) -> None:
-    with pytest.raises(ValueError, match="expected|exactly|header|connections|one text"):
+    with pytest.raises(ValueError, match=r"expected|exactly|header|connections|one text"):
         LoadPlan(**wrong)  # type: ignore[arg-type]
 
 
@@ -278,6 +282,7 @@ def simulated(rate: float, capacity: float, generator: GeneratorUse = IDLE) -> L
     return judged(LoadStep(rate, 10, answers / 10, counts, (), (), generator))
 
 
+@settings(deadline=None, max_examples=30)
 @given(
     st.floats(5, 5_000),
     st.floats(1, 100),
