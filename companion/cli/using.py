@@ -131,6 +131,9 @@ def serve(
         int | None,
         typer.Option("--workers", min=1, help="Batches that run at once. Default: one for each thread."),
     ] = None,
+    processes: Annotated[
+        int, typer.Option("--processes", min=1, help="Processes behind the port; they share the threads.")
+    ] = 1,
     model_name: Annotated[
         str, typer.Option("--model-name", help="What KServe's clients call the model.")
     ] = "companion",
@@ -176,6 +179,7 @@ def serve(
         port=port,
         threads=threads,
         workers=workers,
+        processes=processes,
         model_name=model_name,
         limits=limits,
         api_keys=api_keys,

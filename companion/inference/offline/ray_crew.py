@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -48,8 +49,8 @@ class _Gathered:
             raise (error.cause or error) from None
         except ray.exceptions.RayError as error:
             raise ChildProcessError(
-                f"Ray lost the work ({type(error).__name__}). Run the same command again, it goes on where it "
-                "stopped"
+                f"Ray lost the work ({type(error).__name__}). Run the same command again, it goes on where "
+                "it stopped"
             ) from None
         return answers
 
@@ -69,12 +70,12 @@ def gathered(job: OfflineJob, load: LoadPredictor, address: str, workers: int | 
     ours = not ray.is_initialized()
     if ours:
         try:
-            ray.init(address=address, log_to_driver=False, logging_level="ERROR")
+            ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
         except (ConnectionError, ValueError, RuntimeError) as error:
             said = " ".join(str(error).split())
             raise ConnectionError(f"no Ray cluster answers at {address} ({said[:200]})") from None
     try:
-        room = int(ray.cluster_resources().get("CPU", 1) // threads)
+        room = int(_resources().get("CPU", 1) // threads)
         remote: Any = ray.remote(num_cpus=threads, max_restarts=-1, max_task_retries=-1)(_Worker)
         # Their number is bounded by the room: an actor without it would wait for ever.
         count = max(1, min(workers or room, room))
@@ -82,3 +83,10 @@ def gathered(job: OfflineJob, load: LoadPredictor, address: str, workers: int | 
     finally:
         if ours:
             ray.shutdown()
+
+
+def _resources() -> dict[str, float]:
+    import ray
+
+    found: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
+    return found
