@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from contextlib import AbstractContextManager, ExitStack, closing
+from contextlib import AbstractContextManager, ExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -124,10 +124,7 @@ def predict_file(
 def _answer_rest(job: OfflineJob, crew: Crew, work: Unfinished, rows: int) -> None:
     shown = get_settings().progress
     windows = cut(job, skip=work.note.rows)
-    with (
-        closing(windows),
-        tqdm(total=rows, initial=work.note.rows, desc="predicting", unit="row", disable=not shown) as bar,
-    ):
+    with tqdm(total=rows, initial=work.note.rows, desc="predicting", unit="row", disable=not shown) as bar:
         for answers in in_order(crew, windows):
             work.append(answers)
             bar.update(answers.rows)
