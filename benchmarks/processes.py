@@ -1,6 +1,6 @@
 """Processes against threads: one server with all threads, or several that share them. Ratios, in turns.
 
-    python benchmarks/processes.py --folder ONNX_FOLDER [--processes 1 2] [--threads 2] [--seconds 5] [--repeats 3]
+    python benchmarks/processes.py --folder ONNX_FOLDER [--processes 1 2] [--threads 2] [--repeats 3]
 
 wrk asks, over 32 connections that stay open, for texts of mixed lengths. Every arrangement is started once a
 round, so that a busy moment of the machine meets all of them.
