@@ -99,6 +99,8 @@ def predict_file(
     if processes < 1:
         raise ValueError(f"processes is {processes}, expected at least 1")
     start = time.perf_counter()
+    if out.is_dir():
+        raise ValueError(f"{out} is a folder: expected a file to write; give a file name")
     # Answers that were kept in the model's folder may be written again.
     spare(out, [job.file, *(path for path in job.folder.glob("*") if path.suffix != ".jsonl")])
     if not job.folder.is_dir():
