@@ -31,6 +31,8 @@ def cluster() -> Iterator[str]:
     """Start a small cluster; give its address."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
+        # A busy machine may take longer than the five seconds after which Ray kills its proxy.
+        patch.setenv("RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S", "60")
         import ray
 
         context = ray.init(
