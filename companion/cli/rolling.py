@@ -16,18 +16,25 @@ __all__ = ["rollout"]
 rollout = typer.Typer(help="Exchange the model of a running server.", rich_markup_mode=None)
 
 _TIMEOUT_S = 120
-"""Loading takes seconds; a server that says nothing for so long is not waited for."""
+"""A server that says nothing for so long is not waited for."""
+_PATIENCE_MS = 60_000
+"""What the server is told: loading takes seconds, and longer on a busy machine."""
 _LOCAL = frozenset({"127.0.0.1", "localhost", "::1"})
 
 Url = Annotated[str, typer.Option("--url", help="The server, such as http://127.0.0.1:8000.")]
-KeyFile = Annotated[Path, typer.Option("--key-file", help="A file with the server's admin key.")]
+KeyFile = Annotated[
+    Path | None,
+    typer.Option(
+        "--admin-key", "--key-file", help="A file with the admin key. Default: COMPANION_ADMIN_KEY."
+    ),
+]
 Share = Annotated[float, typer.Argument(min=0, max=1, help="0 to 1, such as 0.05; 0 ends it.")]
 
 _DEFAULT_URL = "http://127.0.0.1:8000"
 
 
 @rollout.command()
-def status(key_file: KeyFile, url: Url = _DEFAULT_URL, as_json: Json = False) -> None:
+def status(key_file: KeyFile = None, url: Url = _DEFAULT_URL, as_json: Json = False) -> None:
     """Show the versions, who is asked, and what was seen of the one on trial."""
     _show(_call(url, key_file, "GET", ""), as_json)
 
@@ -35,7 +42,7 @@ def status(key_file: KeyFile, url: Url = _DEFAULT_URL, as_json: Json = False) ->
 @rollout.command()
 def load(
     folder: Annotated[str, typer.Argument(help="An ONNX folder, by its full path on the server.")],
-    key_file: KeyFile,
+    key_file: KeyFile = None,
     url: Url = _DEFAULT_URL,
     other_tokenizer: Annotated[
         bool,
@@ -49,7 +56,7 @@ def load(
 
 
 @rollout.command()
-def unload(key_file: KeyFile, url: Url = _DEFAULT_URL, as_json: Json = False) -> None:
+def unload(key_file: KeyFile = None, url: Url = _DEFAULT_URL, as_json: Json = False) -> None:
     """Let the candidate go, or, without one, the version kept for a rollback."""
     _show(_call(url, key_file, "POST", "/unload"), as_json)
 
@@ -57,7 +64,7 @@ def unload(key_file: KeyFile, url: Url = _DEFAULT_URL, as_json: Json = False) ->
 @rollout.command()
 def canary(
     share: Share,
-    key_file: KeyFile,
+    key_file: KeyFile = None,
     url: Url = _DEFAULT_URL,
     by_header: Annotated[
         bool, typer.Option("--by-header", help="Also requests with the header X-Rollout: candidate.")
@@ -69,30 +76,32 @@ def canary(
 
 
 @rollout.command()
-def shadow(share: Share, key_file: KeyFile, url: Url = _DEFAULT_URL, as_json: Json = False) -> None:
+def shadow(share: Share, key_file: KeyFile = None, url: Url = _DEFAULT_URL, as_json: Json = False) -> None:
     """Send the candidate copies of a share of the questions; clients do not notice."""
     _show(_call(url, key_file, "POST", "/shadow", {"share": share}), as_json)
 
 
 @rollout.command()
-def promote(key_file: KeyFile, url: Url = _DEFAULT_URL, as_json: Json = False) -> None:
+def promote(key_file: KeyFile = None, url: Url = _DEFAULT_URL, as_json: Json = False) -> None:
     """Make the candidate live, and keep the version before for a rollback."""
     _show(_call(url, key_file, "POST", "/promote"), as_json)
 
 
 @rollout.command()
-def rollback(key_file: KeyFile, url: Url = _DEFAULT_URL, as_json: Json = False) -> None:
+def rollback(key_file: KeyFile = None, url: Url = _DEFAULT_URL, as_json: Json = False) -> None:
     """Drop the candidate, or go back to the version before the promotion."""
     _show(_call(url, key_file, "POST", "/rollback"), as_json)
 
 
 def _call(
-    url: str, key_file: Path, method: str, path: str, body: dict[str, Any] | None = None
+    url: str, key_file: Path | None, method: str, path: str, body: dict[str, Any] | None = None
 ) -> dict[str, Any]:
     """Put one request to the server; return its status document."""
     import http.client
     from urllib.error import HTTPError, URLError
     from urllib.request import HTTPRedirectHandler, Request, build_opener
+
+    from companion.deployment.rollout.admin_key import read_admin_key
 
     class StayHere(HTTPRedirectHandler):
         """Follows no redirection: the key is for this server alone."""
@@ -102,7 +111,11 @@ def _call(
 
     address = f"{_checked(url)}/admin/rollout{path}"
     data = None if body is None else json.dumps(body).encode()
-    headers = {"X-Admin-Key": _read_key(key_file), "Accept": "application/json"}
+    headers = {
+        "X-Admin-Key": read_admin_key(key_file),
+        "X-Request-Timeout-Ms": str(_PATIENCE_MS),
+        "Accept": "application/json",
+    }
     if data is not None:
         headers["Content-Type"] = "application/json"
     request = Request(address, data, headers, method=method)
@@ -144,17 +157,6 @@ def _checked(url: str) -> str:
     return url.rstrip("/")
 
 
-def _read_key(file: Path) -> str:
-    """Read the admin key: the file's only line."""
-    try:
-        key = file.read_text(encoding="ascii").strip()
-    except UnicodeDecodeError:
-        raise ValueError(f"{file} is not text, expected the admin key in one line") from None
-    if not key or not key.isprintable() or " " in key:
-        raise ValueError(f"{file} holds {len(key.split())} words, expected the admin key alone, in one line")
-    return key
-
-
 def _refusal(address: str, code: int, body: bytes) -> str:
     """Say what the server said."""
     try:
@@ -163,7 +165,7 @@ def _refusal(address: str, code: int, body: bytes) -> str:
     except (KeyError, TypeError, ValueError):
         return f"{address} answered {code}: expected a server of companion with an admin key, look at --url."
     if code == 404:
-        return f"{address} is not there: start the server with an admin key."
+        return f"{address} is not there: start the server with --rollout STATE_FILE."
     return f"the server said {kind}: {detail}"
 
 

@@ -169,6 +169,32 @@ def serve(
         Path | None,
         typer.Option("--prediction-log", help="A folder: a line for each answer, for companion drift."),
     ] = None,
+    cache: Annotated[
+        str | None,
+        typer.Option("--cache", help="Keeps answers: memory, or redis://HOST:PORT/0. Default: no cache."),
+    ] = None,
+    cache_entries: Annotated[
+        int | None, typer.Option("--cache-entries", help="Most answers kept in memory. Default: 10000.")
+    ] = None,
+    cache_ttl: Annotated[
+        float | None, typer.Option("--cache-ttl", help="Seconds until an answer is forgotten. Default: 3600.")
+    ] = None,
+    semantic_cache: Annotated[
+        Path | None,
+        typer.Option("--semantic-cache", help="A certificate as JSON: similar texts hit too."),
+    ] = None,
+    rollout: Annotated[
+        Path | None,
+        typer.Option("--rollout", help="A file that keeps the state of companion rollout over restarts."),
+    ] = None,
+    rollout_root: Annotated[
+        Path | None,
+        typer.Option("--rollout-root", help="The only folder from below which versions are loaded."),
+    ] = None,
+    admin_key: Annotated[
+        Path | None,
+        typer.Option("--admin-key", help="A file with the admin key. Default: COMPANION_ADMIN_KEY."),
+    ] = None,
 ) -> None:
     """Answer POST /predict over HTTP until stopped."""
     from companion import deployment
@@ -190,5 +216,12 @@ def serve(
         log_format=cast("deployment.configuration.LogFormat", log_format),  # refused if it is another
         log_file=log_file,
         prediction_log=prediction_log,
+        cache=cache,
+        cache_entries=cache_entries,
+        cache_ttl_s=cache_ttl,
+        semantic_cache=semantic_cache,
+        rollout=rollout,
+        rollout_root=rollout_root,
+        admin_key=admin_key,
     )
     deployment.serve(folder, settings)

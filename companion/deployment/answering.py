@@ -6,7 +6,7 @@ themselves. So each part can be left out, and each can be tested alone.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 __all__ = ["Answer", "Answerer", "Question"]
@@ -32,11 +32,15 @@ class Answer:
         Empty for a regression.
     model_version : str
         Which model answered.
+    cached : bool
+        Whether it was given before, and comes from a cache now. It does not count when answers are compared:
+        an answer is the same wherever it was kept.
     """
 
     values: tuple[float, ...]
     labels: tuple[str, ...]
     model_version: str
+    cached: bool = field(default=False, kw_only=True, compare=False)
 
 
 class Answerer(Protocol):

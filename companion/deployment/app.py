@@ -8,7 +8,7 @@ from contextlib import asynccontextmanager, suppress
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 from fastapi import APIRouter, Depends, FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
@@ -18,24 +18,25 @@ from starlette.exceptions import HTTPException
 from starlette.routing import Route
 
 from companion.deployment import kserve, predicting
+from companion.deployment.assembly import AnswererChain, Load
 from companion.deployment.batching import RequestDeadline
 from companion.deployment.configuration import ServerSettings
-from companion.deployment.gate import AccessGate
+from companion.deployment.gate import OPEN_ROUTES, AccessGate
 from companion.deployment.keys import KeyRing
 from companion.deployment.logs import RequestLog, open_log
 from companion.deployment.metrics import OPEN_METRICS, TEXT_FORMAT, ServerMetrics
 from companion.deployment.middleware import BodyLimit, RequestContext
-from companion.deployment.notes import Recorder, RouteNames, current_request_id
+from companion.deployment.notes import Recorder, RouteNames
 from companion.deployment.openapi import describe
 from companion.deployment.predicting import errors
 from companion.deployment.problems import on_http_exception, on_validation_error
 from companion.deployment.rates import RateLimiter, RedisWindows
 from companion.deployment.schemas import Limits, Live, Ready
 from companion.deployment.service import ModelService, ServedModel
-from companion.deployment.watching.prediction_log import LoggedAnswerer, PredictionLog
-from companion.settings import get_settings
 
-Load = Callable[[Path, int], ServedModel]
+if TYPE_CHECKING:
+    from companion.deployment.rollout.versions import Inspect
+
 PREDICTING = ("/predict", "/v2/models/")
 """How addresses begin that need the model: a busy server refuses them before it reads their body."""
 router = APIRouter()
@@ -54,9 +55,14 @@ def load_onnx(folder: Path, threads: int) -> ServedModel:
 
 
 def create_app(
-    folder: Path, settings: ServerSettings | None = None, *, load: Load = load_onnx, **changes: Any
+    folder: Path,
+    settings: ServerSettings | None = None,
+    *,
+    load: Load = load_onnx,
+    inspect: Inspect | None = None,
+    **changes: Any,
 ) -> FastAPI:
-    """Build the application that serves one exported model.
+    """Build the application that serves an exported model.
 
     Nothing is loaded yet: that begins with the lifespan, in a worker thread, so that the port opens and
     `/health/live` answers at once. `/health/ready` turns from 503 to 200 after one real inference.
@@ -66,9 +72,11 @@ def create_app(
     folder : Path
         A folder made by `companion.inference.export`.
     settings : ServerSettings, optional
-        Limits, keys, rates, logs. Host and port are not read here.
+        Limits, keys, rates, logs, caches, a rollout. Host and port are not read here.
     load : callable
         Opens the folder; exchange it to serve another kind of model.
+    inspect : callable, optional
+        Tells a rollout what is in a folder, before it is opened; to be exchanged together with `load`.
     **changes
         Fields of the settings that are different, such as ``limits=Limits(characters=500)``; None leaves a
         field as it is.
@@ -81,36 +89,30 @@ def create_app(
     Raises
     ------
     FileNotFoundError, ValueError
-        If the settings cannot work, or the file of keys is missing or wrong.
+        If the settings cannot work, or a file of keys, the admin key or a certificate is missing or wrong.
     OSError
         If the log file or the folder of the prediction log cannot be opened.
     """
     settings = (settings or ServerSettings()).but(**changes)
     batching = settings.batching
-    workers, threads_each = share(settings.workers, settings.threads)
     keys = KeyRing(settings.api_keys) if settings.api_keys else None
     redis = RedisWindows(settings.redis) if settings.redis else None
     limiter = RateLimiter(settings.rate, shared=redis) if settings.rate else None
     limits = _affordable(settings.limits, limiter)
     metrics = ServerMetrics()
-    service = ModelService(
-        lambda: load(Path(folder), threads_each), workers=workers, limits=batching, observer=metrics
-    )
+    chain = AnswererChain(Path(folder), settings, load=load, inspect=inspect, observer=metrics)
     lines = open_log(settings) if settings.log_requests else None
-    answers = PredictionLog(settings.prediction_log) if settings.prediction_log else None
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        loading = asyncio.create_task(service.load())
+        loading = asyncio.create_task(chain.service.load())
         yield
         loading.cancel()
         with suppress(asyncio.CancelledError):
             await loading
-        await service.aclose()
+        await chain.aclose()
         if redis is not None:
             await redis.aclose()
-        if answers is not None:
-            await answers.aclose()
         if lines is not None:
             lines.close()
 
@@ -126,17 +128,17 @@ def create_app(
         telemetry=TRACING,
         exception_handlers={HTTPException: on_http_exception, RequestValidationError: on_validation_error},
     )
-    app.state.service = service
-    app.state.answerer = service
-    if answers is not None:
-        app.state.answerer = LoggedAnswerer(service, answers, request_id=current_request_id)
+    app.state.service = chain.service
+    app.state.answerer = chain.answerer
     app.state.limits = limits
     app.state.metrics = metrics
     app.state.model_name = settings.model_name
-    routers = (router, predicting.router, kserve.router)
+    routers = [router, predicting.router, kserve.router, *chain.routers]
     for part in routers:
         app.include_router(part)
-    names = RouteNames(route for part in (app, *routers) for route in part.routes if isinstance(route, Route))
+    names = RouteNames(
+        route for part in [app.router, *routers] for route in part.routes if isinstance(route, Route)
+    )
     recorders: list[Recorder] = [metrics]
     if lines is not None:
         recorders.append(RequestLog(lines, settings.log_format))
@@ -146,25 +148,15 @@ def create_app(
         RequestDeadline,
         timeout_s=batching.timeout_s,
         longest_timeout_s=batching.longest_timeout_s,
-        refuse=service.refusal,
+        refuse=chain.service.refusal,
         guarded=PREDICTING,
     )
-    app.add_middleware(AccessGate, keys=keys, limiter=limiter)
+    for middleware in chain.middlewares:
+        app.add_middleware(middleware, guarded=PREDICTING)
+    app.add_middleware(AccessGate, keys=keys, limiter=limiter, open_routes=OPEN_ROUTES | chain.admin_routes)
     app.add_middleware(RequestContext, names, recorders)
-    app.openapi = _describer(app, settings, limits)  # type: ignore[method-assign]
+    app.openapi = _describer(app, settings, limits, chain.admin_routes)  # type: ignore[method-assign]
     return app
-
-
-def share(workers: int | None, threads: int | None) -> tuple[int, int]:
-    """Share threads among workers.
-
-    Returns
-    -------
-    workers, threads_each : int
-    """
-    threads = threads or get_settings().threads
-    workers = workers or threads
-    return workers, max(1, threads // workers)
 
 
 def _affordable(limits: Limits, limiter: RateLimiter | None) -> Limits:
@@ -174,7 +166,9 @@ def _affordable(limits: Limits, limiter: RateLimiter | None) -> Limits:
     return replace(limits, batch_texts=min(limits.batch_texts, limiter.amount))
 
 
-def _describer(app: FastAPI, settings: ServerSettings, limits: Limits) -> Callable[[], dict[str, Any]]:
+def _describer(
+    app: FastAPI, settings: ServerSettings, limits: Limits, admin_routes: frozenset[str]
+) -> Callable[[], dict[str, Any]]:
     @cache
     def description() -> dict[str, Any]:
         return describe(
@@ -183,6 +177,7 @@ def _describer(app: FastAPI, settings: ServerSettings, limits: Limits) -> Callab
             model_name=settings.model_name,
             keys=settings.api_keys is not None,
             rates=settings.rate is not None,
+            admin_routes=admin_routes,
         )
 
     return description

@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 import ipaddress
+import math
 import re
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from companion.deployment.batching.limits import BatchingLimits
 from companion.deployment.rates import check_redis_url, parse_rate
 from companion.deployment.schemas import Limits
 
+if TYPE_CHECKING:
+    from companion.deployment.rollout.settings import RolloutSettings
+
 __all__ = ["LogFormat", "ServerSettings"]
 
 LogFormat = Literal["text", "json"]
 
+_IN_MEMORY = "memory"
 _NAME = re.compile(r"[A-Za-z0-9._-]{1,64}")
 
 
@@ -59,6 +64,26 @@ class ServerSettings:
         Where to; by default stderr.
     prediction_log : Path, optional
         A folder that gets a line for each answer, without its text: what `companion drift` reads.
+    cache : str, optional
+        Where answers are kept, so that a question that comes again costs nothing: ``memory``, or a Redis that
+        several servers share, such as ``redis://127.0.0.1:6379/0``. When it is gone the server is slower, and
+        goes on.
+    cache_entries : int, optional
+        The most answers kept in memory. Default: 10,000.
+    cache_ttl_s : float, optional
+        Seconds after which an answer is forgotten. Default: an hour.
+    semantic_cache : Path, optional
+        A certificate (`companion.deployment.caching.certify`, its `to_dict` as JSON): similar texts get each
+        other's answers as far as it allows.
+    rollout : Path, optional
+        A file that keeps the state of a rollout over restarts. With it, other versions can be loaded, tried
+        and promoted while the server runs, by who has the admin key.
+    rollout_root : Path, optional
+        The only folder from below which other versions are loaded.
+    rollout_settings : RolloutSettings, optional
+        What a version on trial may cost, and when it is taken back.
+    admin_key : Path, optional
+        A file with the admin key. Default: the environment's `COMPANION_ADMIN_KEY`.
 
     Raises
     ------
@@ -82,6 +107,14 @@ class ServerSettings:
     log_format: LogFormat = "text"
     log_file: Path | None = None
     prediction_log: Path | None = None
+    cache: str | None = None
+    cache_entries: int | None = None
+    cache_ttl_s: float | None = None
+    semantic_cache: Path | None = None
+    rollout: Path | None = None
+    rollout_root: Path | None = None
+    rollout_settings: RolloutSettings | None = None
+    admin_key: Path | None = None
 
     def __post_init__(self) -> None:
         """Refuse what cannot work."""
@@ -115,6 +148,46 @@ class ServerSettings:
                     f"the trusted proxy {network!r} is not an address, expected for example 10.0.0.7 or "
                     "10.0.0.0/8."
                 ) from None
+        self._check_cache()
+        self._check_rollout()
+
+    def _check_cache(self) -> None:
+        chosen = {
+            "--cache-entries": self.cache_entries,
+            "--cache-ttl": self.cache_ttl_s,
+            "--semantic-cache": self.semantic_cache,
+        }
+        given = [name for name, value in chosen.items() if value is not None]
+        if self.cache is None:
+            if given:
+                raise ValueError(f"{given[0]} is given but no cache: give --cache memory too.")
+            return
+        if self.cache != _IN_MEMORY:
+            check_redis_url(self.cache, "the cache is neither 'memory' nor the address of a Redis: it")
+            if self.cache_entries is not None:
+                raise ValueError(
+                    "--cache-entries counts answers in memory, but the cache is a Redis: its own maxmemory "
+                    "bounds it."
+                )
+        if self.cache_entries is not None and self.cache_entries < 1:
+            raise ValueError(f"--cache-entries is {self.cache_entries}, expected at least 1.")
+        if self.cache_ttl_s is not None and not 0.001 <= self.cache_ttl_s < math.inf:
+            raise ValueError(f"--cache-ttl is {self.cache_ttl_s}, expected seconds, at least 0.001.")
+
+    def _check_rollout(self) -> None:
+        if self.rollout is None:
+            chosen = {
+                "--rollout-root": self.rollout_root,
+                "--admin-key": self.admin_key,
+                "rollout_settings": self.rollout_settings,
+            }
+            for name, value in chosen.items():
+                if value is not None:
+                    raise ValueError(f"{name} is given but no rollout: give --rollout STATE_FILE too.")
+        elif self.rollout.is_dir():
+            raise ValueError(f"{self.rollout} is a folder, expected a file for the state of the rollout.")
+        elif self.rollout_root is not None and not self.rollout_root.is_dir():
+            raise ValueError(f"{self.rollout_root} is no folder, expected the one that holds the versions.")
 
     def but(self, **changes: Any) -> ServerSettings:
         """Return these settings with some fields changed; None leaves a field as it is."""

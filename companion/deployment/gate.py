@@ -43,18 +43,26 @@ class AccessGate:
         Without, everybody may ask.
     limiter : RateLimiter, optional
         Without, as often as they like. The quota is one per key; where no keys are, one per address.
+    open_routes : frozenset of str
+        Addresses that everybody may ask, or that look after themselves.
     """
 
     def __init__(
-        self, app: ASGIApp, *, keys: KeyRing | None = None, limiter: RateLimiter | None = None
+        self,
+        app: ASGIApp,
+        *,
+        keys: KeyRing | None = None,
+        limiter: RateLimiter | None = None,
+        open_routes: frozenset[str] = OPEN_ROUTES,
     ) -> None:
         self.app = app
+        self._open_routes = open_routes
         self._keys = keys
         self._limiter = limiter
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Handle one connection (see the ASGI specification)."""
-        if scope["type"] != "http" or notes_of(scope).route in OPEN_ROUTES:
+        if scope["type"] != "http" or notes_of(scope).route in self._open_routes:
             await self.app(scope, receive, send)
             return
         try:

@@ -23,7 +23,15 @@ _RETRY = {"description": "Seconds to wait, where waiting helps.", "schema": {"ty
 _CHALLENGE = {"description": "How to authenticate.", "required": True, "schema": {"type": "string"}}
 
 
-def describe(app: FastAPI, limits: Limits, *, model_name: str, keys: bool, rates: bool) -> dict[str, Any]:
+def describe(
+    app: FastAPI,
+    limits: Limits,
+    *,
+    model_name: str,
+    keys: bool,
+    rates: bool,
+    admin_routes: frozenset[str] = frozenset(),
+) -> dict[str, Any]:
     """Describe an application: what FastAPI writes, plus problem documents, keys, quotas and limits.
 
     Parameters
@@ -35,6 +43,8 @@ def describe(app: FastAPI, limits: Limits, *, model_name: str, keys: bool, rates
         The one name that KServe's addresses take.
     keys, rates : bool
         Whether the server asks for keys, and whether it counts.
+    admin_routes : frozenset of str
+        Those that control a rollout; empty without one.
 
     Returns
     -------
@@ -46,7 +56,9 @@ def describe(app: FastAPI, limits: Limits, *, model_name: str, keys: bool, rates
     for path, methods in schema["paths"].items():
         for operation in methods.values():
             responses = operation["responses"]
-            if path not in OPEN_ROUTES:
+            if path in admin_routes:
+                operation["security"] = [{"admin": []}]
+            elif path not in OPEN_ROUTES:
                 if keys:
                     responses["401"] = {"description": "A problem document"}
                     operation["security"] = [{"bearer": []}, {"header": []}]
@@ -58,12 +70,35 @@ def describe(app: FastAPI, limits: Limits, *, model_name: str, keys: bool, rates
                 if parameter["in"] == "path" and parameter["name"] == "name":
                     parameter["schema"]["enum"] = [model_name]
             operation["responses"] = dict(sorted(responses.items()))
+    schemes: dict[str, Any] = {}
     if keys:
-        schema["components"]["securitySchemes"] = {
-            "bearer": {"type": "http", "scheme": "bearer"},
-            "header": {"type": "apiKey", "in": "header", "name": KEY_HEADER},
-        }
+        schemes["bearer"] = {"type": "http", "scheme": "bearer"}
+        schemes["header"] = {"type": "apiKey", "in": "header", "name": KEY_HEADER}
+    if admin_routes:
+        from companion.deployment.rollout.admin import ADMIN_HEADER
+
+        _add_rollout(schema["paths"], admin_routes)
+        schemes["admin"] = {"type": "apiKey", "in": "header", "name": ADMIN_HEADER}
+    if schemes:
+        schema["components"]["securitySchemes"] = schemes
     return schema
+
+
+def _add_rollout(paths: dict[str, Any], admin_routes: frozenset[str]) -> None:
+    """Describe the headers that a rollout reads and writes."""
+    from companion.deployment.rollout.headers import STICKY_HEADER, VERSION_HEADER, WISH_HEADER
+
+    wish = {"description": "The version that shall answer.", "schema": {"enum": ["live", "candidate"]}}
+    sticky = {"description": "The same value gets the same version.", "schema": {"type": "string"}}
+    version = {"description": "The version that answered.", "schema": {"type": "string"}}
+    for path, methods in paths.items():
+        if path in admin_routes or "post" not in methods:
+            continue
+        operation = methods["post"]
+        for name, described in ((WISH_HEADER, wish), (STICKY_HEADER, sticky)):
+            parameter = {"name": name, "in": "header", "required": False, **described}
+            operation.setdefault("parameters", []).append(parameter)
+        operation["responses"]["200"]["headers"][VERSION_HEADER] = version
 
 
 def _complete(status: str, response: dict[str, Any]) -> None:

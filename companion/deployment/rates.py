@@ -61,8 +61,14 @@ def parse_rate(text: str) -> RateLimitItem:
     return items[0]
 
 
-def check_redis_url(url: str) -> None:
+def check_redis_url(url: str, what: str = "the address of Redis") -> None:
     """Refuse what is not the address of a Redis. The message holds no password.
+
+    Parameters
+    ----------
+    url : str
+    what : str
+        How the message begins.
 
     Raises
     ------
@@ -72,7 +78,7 @@ def check_redis_url(url: str) -> None:
     parts = urlsplit(url)
     if parts.scheme not in ("redis", "rediss") or not parts.hostname:
         raise ValueError(
-            f"the address of Redis begins with {parts.scheme or 'no scheme'!r}, expected "
+            f"{what} begins with {parts.scheme or 'no scheme'!r}, expected "
             "redis://HOST:PORT/DATABASE or rediss://HOST:PORT/DATABASE."
         )
 

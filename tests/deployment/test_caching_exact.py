@@ -67,7 +67,8 @@ def test_the_same_question_runs_once():
     model, tally = Model(), CacheTally()
     cache = ExactCache(model, MemoryStore(), version=lambda: "v1", counter=tally, name="memory")
     first, again, other = asked(cache, "one", "one", "two")
-    assert first is again
+    assert first == again
+    assert (first.cached, again.cached, other.cached) == (False, True, False)
     assert other != first
     assert model.asked == [Question("one"), Question("two")]
     assert tally.to_dict() == {"memory": {"hit": 1, "miss": 2, "stored": 2}}

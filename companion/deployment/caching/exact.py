@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Protocol
 
 from companion.deployment.answering import Answer, Answerer, Question
@@ -84,7 +85,7 @@ class ExactCache:
         # The version is in the key already; a store that mixes up its keys must not mix up models.
         if found is not None and found.model_version == version:
             self._counter.count(self._name, "hit")
-            return found
+            return found if found.cached else replace(found, cached=True)
         self._counter.count(self._name, "miss")
         answer = await self._inner.answer(question, deadline=deadline)
         if not isinstance(answer, BorrowedAnswer):
@@ -95,7 +96,8 @@ class ExactCache:
         """Store an answer under the model that gave it, which may have changed in the meantime."""
         if answer.model_version != version:
             key = question_key(question, answer.model_version)
-        kept = await self._store.put(key, answer)
+        # Marked now, so that a hit in memory has nothing left to do.
+        kept = await self._store.put(key, replace(answer, cached=True))
         self._counter.count(self._name, "stored" if kept else "dropped")
 
     async def aclose(self) -> None:

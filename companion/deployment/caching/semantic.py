@@ -154,7 +154,9 @@ class SemanticCache:
             with suppress(ProblemError):
                 return await self._audited(question, deadline, nearest)
         found = nearest.answer
-        return BorrowedAnswer(found.values, found.labels, found.model_version, nearest.similarity)
+        return BorrowedAnswer(
+            found.values, found.labels, found.model_version, nearest.similarity, cached=True
+        )
 
     def report(self) -> SemanticReport:
         """Say what the cache has saved so far, what it has cost, and whether it pays.

@@ -19,15 +19,16 @@ from companion.deployment.problems import (
     VERSION_REFUSED,
     ProblemError,
 )
+from companion.deployment.rollout.admin_key import check_admin_key
 from companion.deployment.rollout.control import Rollout, RolloutConflictError
 from companion.deployment.rollout.reporting import RolloutStatus
 from companion.deployment.rollout.versions import RefusedVersionError
 
-__all__ = ["ADMIN_HEADER", "MIN_KEY", "CanaryRequest", "LoadRequest", "ShadowRequest", "admin_router"]
+__all__ = ["ADMIN_HEADER", "PREFIX", "CanaryRequest", "LoadRequest", "ShadowRequest", "admin_router"]
 
 ADMIN_HEADER = "X-Admin-Key"
-MIN_KEY = 16
-"""Fewest characters of an admin key: a shorter one can be tried out."""
+PREFIX = "/admin/rollout"
+_CHALLENGE = {"WWW-Authenticate": 'AdminKey realm="companion"'}
 
 _Share = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
 
@@ -80,16 +81,12 @@ def admin_router(rollout: Rollout, key: str) -> APIRouter:
     ValueError
         When the key is too short, or cannot be sent in a header.
     """
-    if len(key) < MIN_KEY or not key.isascii() or not key.isprintable() or " " in key:
-        raise ValueError(
-            f"the admin key has {len(key)} characters, expected at least {MIN_KEY}, printable ASCII without "
-            "blanks: make one with 'openssl rand -hex 32'."
-        )
+    check_admin_key(key)
     router = APIRouter(
-        prefix="/admin/rollout",
+        prefix=PREFIX,
         tags=["rollout"],
         dependencies=[Depends(_Guarded(key))],
-        responses=_errors(401, 500),
+        responses=_errors(401, 500, 504),
     )
 
     @router.get("", operation_id="rollout_status")
@@ -151,7 +148,8 @@ class _Guarded:
     async def __call__(self, x_admin_key: Annotated[str | None, Header()] = None) -> None:
         offered = sha256((x_admin_key or "").encode(errors="surrogateescape")).digest()
         if not hmac.compare_digest(offered, self._digest):
-            raise ProblemError(ADMIN_KEY_REQUIRED, f"Send the admin key in the header {ADMIN_HEADER}.")
+            detail = f"Send the admin key in the header {ADMIN_HEADER}."
+            raise ProblemError(ADMIN_KEY_REQUIRED, detail, headers=_CHALLENGE)
 
 
 @contextmanager

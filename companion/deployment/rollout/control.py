@@ -122,6 +122,11 @@ class Rollout:
         """The live version; None before one is loaded."""
         return None if self._asking.stage is None else self._asking.stage.live
 
+    @property
+    def origin_labels(self) -> tuple[str, ...]:
+        """The labels of the version that the server was started with, in its order; empty before a start."""
+        return () if self._origin is None else self._origin.labels
+
     # --- changes
 
     async def load(self, folder: Path, *, other_tokenizer: bool = False) -> None:

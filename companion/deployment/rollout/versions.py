@@ -78,11 +78,12 @@ class ServedVersion:
     def __init__(self, version: Version, folder: Path, facts: VersionFacts) -> None:
         self.folder = folder
         self.facts = facts
+        self.opened = version
+        """What the factory made."""
         self.running = 0
         """Questions that it is answering now."""
         self.latency = LatencyWindow()
         """Of the answers that clients got from it."""
-        self._version = version
         self._idle = asyncio.Event()
         self._idle.set()
 
@@ -107,9 +108,9 @@ class ServedVersion:
         BadAnswerError
             When what came is no answer: other labels, no probabilities, numbers that are not finite.
         """
-        ask = self._version.answer
-        if in_background and isinstance(self._version, BackgroundVersion):
-            ask = self._version.answer_in_background
+        ask = self.opened.answer
+        if in_background and isinstance(self.opened, BackgroundVersion):
+            ask = self.opened.answer_in_background
         self.running += 1
         self._idle.clear()
         try:
@@ -138,7 +139,7 @@ class ServedVersion:
         except TimeoutError:
             logger.warning("version %s is closed while it answers %d questions", self.name, self.running)
         try:
-            await self._version.aclose()
+            await self.opened.aclose()
         except Exception:
             logger.exception("version %s did not close well", self.name)
 

@@ -121,10 +121,11 @@ class _Flush:
 class PredictionLog:
     """Writes one line of JSON per answer, in a thread of its own.
 
-    A line holds the time, the request's id, the model's version, the probabilities, a keyed hash of the text
-    and numbers about it (`TextFeatures`). The text itself is only there when asked for. Nothing that goes
-    wrong here reaches who asks: what cannot be queued is dropped, what cannot be written is lost, both are
-    counted, and a note of how many goes into the log as soon as it can be written again.
+    A line holds the time, the request's id, the model's version, the probabilities, whether a cache gave
+    them, a keyed hash of the text and numbers about it (`TextFeatures`). The text itself is only there when
+    asked for. Nothing that goes wrong here reaches who asks: what cannot be queued is dropped, what cannot be
+    written is lost, both are counted, and a note of how many goes into the log as soon as it can be written
+    again.
 
     Parameters
     ----------
@@ -319,6 +320,7 @@ class PredictionLog:
                 share=self._share,
                 text=question.text if self._text else None,
                 pair=question.pair if self._text else None,
+                cached=answer.cached,
             )
         )
 

@@ -40,6 +40,8 @@ class Prediction:
         The share of answers that are logged: each line stands for ``1 / share`` of them.
     text, pair : str, optional
         Only where a log was told to keep them.
+    cached : bool
+        Whether a cache gave the answer.
     """
 
     time: float
@@ -52,6 +54,7 @@ class Prediction:
     share: float = 1.0
     text: str | None = None
     pair: str | None = None
+    cached: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,6 +96,8 @@ def prediction_line(prediction: Prediction) -> bytes:
     data["hash"] = prediction.digest
     if prediction.share != 1:
         data["share"] = prediction.share
+    if prediction.cached:
+        data["cached"] = True
     if prediction.text is not None:
         data |= {"text": prediction.text, "pair": prediction.pair}
     return _line(data)
@@ -170,6 +175,7 @@ def _prediction(data: dict[str, Any]) -> Prediction:
         share=_number(data.get("share", 1.0)),
         text=data.get("text"),
         pair=data.get("pair"),
+        cached=bool(data.get("cached", False)),
     )
 
 
