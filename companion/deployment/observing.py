@@ -18,7 +18,7 @@ class ServingObserver(Protocol):
         """Take the state of the queue.
 
         Call it when the queue changes, and at least once a second while something waits: a queue that does
-        not move is what an alarm has to see. Changes that follow each other within a blink may be told as one.
+        not move is what an alarm has to see. Changes close to each other may be told as one.
 
         Parameters
         ----------

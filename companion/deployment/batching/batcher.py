@@ -32,8 +32,8 @@ __all__ = ["GUESS", "Backlog", "Batcher"]
 _TELL_S = 1.0
 """Longest time between two words about the line, while something waits."""
 _SOON_S = 0.02
-"""How long after a change: many changes are one word, for who reads them looks every few seconds. That nothing
-is left is said at once."""
+"""How long after a change: many changes are one word, for who reads them looks every few seconds. That
+nothing is left is said at once."""
 
 GUESS = BatchCost(per_batch=1e-3, per_token=5e-5, per_token_squared=1e-8)
 """Cost of batches before anything ran: a small encoder on one core."""

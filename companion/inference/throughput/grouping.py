@@ -169,8 +169,8 @@ def by_cost(
     longest = np.empty_like(sizes)
     sizes[:], longest[:] = rows, widths[:, None]
     costs = cost(sizes, longest).tolist()
-    # The cost of the first j texts, at most - 1 + j; before the first text there is nothing to cut. Lists, not
-    # arrays: a server does this for every batch, and an array's price is that of a hundred numbers.
+    # The cost of the first j texts, at most - 1 + j; before the first text there is nothing to cut. Lists and
+    # no arrays: a server does this for every batch, and an array's price is that of a hundred numbers.
     cheapest = [math.inf] * (most - 1) + [0.0]
     chosen = list[int]()
     for end in range(total):
