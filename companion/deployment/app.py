@@ -33,6 +33,7 @@ from companion.deployment.problems import on_http_exception, on_validation_error
 from companion.deployment.rates import RateLimiter, RedisWindows
 from companion.deployment.schemas import Limits, Live, Ready
 from companion.deployment.service import ModelService, ServedModel
+from companion.deployment.short_way import ShortWay
 
 if TYPE_CHECKING:
     from companion.deployment.rollout.versions import Inspect
@@ -143,6 +144,7 @@ def create_app(
     if lines is not None:
         recorders.append(RequestLog(lines, settings.log_format))
     # The one added last is the outermost.
+    app.add_middleware(ShortWay)
     app.add_middleware(BodyLimit, max_bytes=limits.body_bytes)
     app.add_middleware(
         RequestDeadline,

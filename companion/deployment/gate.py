@@ -73,12 +73,12 @@ class AccessGate:
         await self.app(scope, receive, send)
 
     async def _let_in(self, scope: Scope) -> None:
-        notes = notes_of(scope)
-        caller = caller_address(scope)
+        notes, caller = notes_of(scope), None
         if self._keys is not None:
             key = _known(self._keys, Headers(scope=scope))
             notes.key, caller = key.name, f"key:{key.id}"
         if self._limiter is not None:
+            caller = caller or caller_address(scope)
             notes.charge = partial(_take, self._limiter, notes, caller)
             await notes.charge(1)
 

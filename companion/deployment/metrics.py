@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 from contextlib import suppress
+from functools import cache
 from pathlib import Path
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, multiprocess
@@ -66,6 +67,12 @@ class ServerMetrics:
             registry=registry,
         )
         self._version: str | None = None
+        # Looked up once: the library checks and locks at each look, and the names are few.
+        self._requests_of = cache(
+            lambda method, route, status, code: self._requests.labels(method, route, str(status), code)
+        )
+        self._seconds_of = cache(self._seconds.labels)
+        self._texts_of = cache(self._texts.labels)
         self._add_queue(registry)
 
     def _add_queue(self, registry: CollectorRegistry) -> None:
@@ -103,10 +110,10 @@ class ServerMetrics:
     def end(self, notes: RequestNotes, status: int, seconds: float) -> None:
         """Count a request that has ended."""
         self._in_flight.dec()
-        self._requests.labels(notes.method, notes.route, str(status), notes.code).inc()
-        self._seconds.labels(notes.route).observe(seconds)
+        self._requests_of(notes.method, notes.route, status, notes.code).inc()
+        self._seconds_of(notes.route).observe(seconds)
         for code, count in notes.texts.items():
-            self._texts.labels(code).inc(count)
+            self._texts_of(code).inc(count)
         if notes.model_version is not None:
             self.model(notes.model_version)
 

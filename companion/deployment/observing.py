@@ -17,8 +17,8 @@ class ServingObserver(Protocol):
     def queue(self, length: int, oldest_age_s: float) -> None:
         """Take the state of the queue.
 
-        Call it on every change, and at least once a second while something waits: a queue that does not
-        move is what an alarm has to see.
+        Call it when the queue changes, and at least once a second while something waits: a queue that does
+        not move is what an alarm has to see. Changes close to each other may be told as one.
 
         Parameters
         ----------

@@ -10,6 +10,7 @@ from typing import Any
 
 from fastapi import APIRouter, Request
 from pydantic import TypeAdapter, ValidationError
+from starlette.types import Scope
 
 from companion.deployment.answering import Answer, Answerer, Question
 from companion.deployment.gate import charge
@@ -34,11 +35,21 @@ from companion.deployment.schemas import (
     Regression,
 )
 
-__all__ = ["ANSWERING", "answer_all", "check_batch", "check_length", "errors", "router"]
+__all__ = [
+    "ANSWERING",
+    "PREDICT",
+    "answer_all",
+    "answer_one",
+    "check_batch",
+    "check_length",
+    "errors",
+    "router",
+]
 
 logger = logging.getLogger("companion.deployment")
 router = APIRouter()
-_PREDICT: TypeAdapter[PredictRequest] = TypeAdapter(PredictRequest)
+PREDICT: TypeAdapter[PredictRequest] = TypeAdapter(PredictRequest)
+"""Reads what `/predict` takes, out of parsed JSON."""
 _OWN_FAULT = frozenset((INVALID_INPUT.code, INTERNAL_ERROR.code))
 """Problems that belong to an item, not to the state of the server."""
 
@@ -54,11 +65,28 @@ def errors(*statuses: int) -> dict[int | str, dict[str, Any]]:
 @router.post("/predict", operation_id="predict", responses=errors(*ANSWERING))
 async def predict(body: PredictRequest, request: Request) -> Classification | Regression:
     """Classify one text, or one pair of texts."""
-    notes = notes_of(request.scope)
+    return await answer_one(body, request.scope)
+
+
+async def answer_one(body: PredictRequest, scope: Scope) -> Classification | Regression:
+    """Answer a body that was read, and note for log and metrics what became of it.
+
+    Parameters
+    ----------
+    body : PredictRequest
+    scope : ASGI scope
+        Of its request.
+
+    Raises
+    ------
+    ProblemError
+        As `check_length` and the application's answerer.
+    """
+    notes, state = notes_of(scope), scope["app"].state
     try:
-        check_length(body, request.app.state.limits)
-        question = Question(body.text, body.pair)
-        answer = await _answerer(request).answer(question, deadline=deadline_of(request))
+        check_length(body, state.limits)
+        answerer: Answerer = state.answerer
+        answer = await answerer.answer(Question(body.text, body.pair), deadline=_deadline_in(scope))
     except ProblemError as error:
         notes.count(error.problem.code)
         raise
@@ -155,6 +183,8 @@ def check_length(body: PredictRequest, limits: Limits, at: Sequence[str] = ()) -
     ProblemError
         422 `invalid-input`.
     """
+    if len(body.text) <= limits.characters and len(body.pair or "") <= limits.characters:
+        return
     errors = [
         InputError(
             pointer=json_pointer([*at, name]),
@@ -164,14 +194,17 @@ def check_length(body: PredictRequest, limits: Limits, at: Sequence[str] = ()) -
         for name, text in (("text", body.text), ("pair", body.pair))
         if text is not None and len(text) > limits.characters
     ]
-    if errors:
-        detail = "; ".join(f"{error.pointer}: {error.detail}" for error in errors)
-        raise ProblemError(INVALID_INPUT, detail, errors=errors)
+    detail = "; ".join(f"{error.pointer}: {error.detail}" for error in errors)
+    raise ProblemError(INVALID_INPUT, detail, errors=errors)
 
 
 def deadline_of(request: Request) -> float:
     """Return when nobody waits for the answer any more, as whoever read the headers left it in the state."""
-    deadline: float = getattr(request.state, "deadline", math.inf)
+    return _deadline_in(request.scope)
+
+
+def _deadline_in(scope: Scope) -> float:
+    deadline: float = scope["state"].get("deadline", math.inf)
     return deadline
 
 
@@ -183,7 +216,7 @@ def _answerer(request: Request) -> Answerer:
 def _read(item: object, index: int, limits: Limits) -> Question | ProblemError:
     at = ("items", str(index))
     try:
-        body = _PREDICT.validate_python(item)
+        body = PREDICT.validate_python(item)
         check_length(body, limits, at)
     except ValidationError as error:
         found: list[Mapping[str, Any]] = [*error.errors(include_url=False, include_input=False)]

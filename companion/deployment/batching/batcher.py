@@ -30,6 +30,10 @@ if TYPE_CHECKING:
 __all__ = ["GUESS", "Backlog", "Batcher"]
 
 _TELL_S = 1.0
+"""Longest time between two words about the line, while something waits."""
+_SOON_S = 0.02
+"""How long after a change: many changes are one word, for who reads them looks every few seconds. That
+nothing is left is said at once."""
 
 GUESS = BatchCost(per_batch=1e-3, per_token=5e-5, per_token_squared=1e-8)
 """Cost of batches before anything ran: a small encoder on one core."""
@@ -117,6 +121,7 @@ class Batcher:
         self._nothing_accepted = asyncio.Event()
         self._nothing_accepted.set()
         self._telling = False
+        self._changing = False
 
     def start(self) -> None:
         """Start the workers."""
@@ -166,7 +171,7 @@ class Batcher:
             self._accepted -= 1
             if not self._accepted:
                 self._nothing_accepted.set()
-            self._tell()
+            self._changed()
 
     def _admit(self, waiter: Waiter) -> None:
         try:
@@ -178,12 +183,20 @@ class Batcher:
             raise
         self._accepted += 1
         self._nothing_accepted.clear()
-        self._tell()
+        self._changed()
         if not self._telling:
             self._telling = True
             asyncio.get_running_loop().call_later(_TELL_S, self._keep_telling)
 
+    def _changed(self) -> None:
+        if not self._accepted:
+            self._tell()
+        elif not self._changing:
+            self._changing = True
+            asyncio.get_running_loop().call_later(_SOON_S, self._tell)
+
     def _tell(self) -> None:
+        self._changing = False
         self._observer.queue(len(self._line), self._line.oldest_s())
 
     def _keep_telling(self) -> None:

@@ -160,7 +160,7 @@ class Runner:
         seconds = self._stopwatch() - start
         if len(logits) != len(waiters):
             raise RuntimeError(f"the model gave {len(logits)} rows, expected {len(waiters)}, one per text")
-        outcomes = [(waiter, self._answer(logits[row : row + 1])) for row, waiter in enumerate(waiters)]
+        outcomes = list(zip(waiters, self._answers(logits), strict=True))
         alone_s = sum(self._estimates.batch_s(1, waiter.tokens) for waiter in waiters)
         self._estimates.ran(len(waiters), longest, seconds, alone_s)
         self._observer.batch(
@@ -171,14 +171,16 @@ class Runner:
         )
         return outcomes
 
-    def _answer(self, logits: Any) -> Answer | Exception:
-        # Row by row: exactly what the predictor does with one text, down to the last bit.
+    def _answers(self, logits: Any) -> Iterator[Answer | Exception]:
+        # All rows at once: each is exactly what the predictor makes of that text alone, down to the last bit.
         model = self._model
-        row = logits if model.is_regression else probabilities_of(logits, is_regression=False)
-        values = tuple(float(value) for value in row[0])
-        if not all(map(math.isfinite, values)):
-            return RuntimeError(f"the model gave {values}, expected finite numbers")
-        return Answer(values, () if model.is_regression else model.labels, model.manifest.model_version)
+        labels, version = () if model.is_regression else model.labels, model.manifest.model_version
+        rows = logits if model.is_regression else probabilities_of(logits, is_regression=False)
+        for values in map(tuple, rows.tolist()):
+            if all(map(math.isfinite, values)):
+                yield Answer(values, labels, version)
+            else:
+                yield RuntimeError(f"the model gave {values}, expected finite numbers")
 
 
 def _plain(error: BaseException) -> Exception:

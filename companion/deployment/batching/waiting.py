@@ -89,11 +89,7 @@ class Line:
         """
         if self._draining:
             return draining()
-        if len(self._waiters) >= self._limits.requests:
-            return overloaded(f"{len(self._waiters)} requests wait already.", self.wait_s())
-        if not self._free() and (wait := self.wait_s()) > self._limits.wait_s:
-            return overloaded(f"A request would wait for {wait:.1f} s.", wait - self._limits.wait_s)
-        return None
+        return self._no_room(0.0 if self._free() else self.wait_s())
 
     def offer(self, waiter: Waiter) -> None:
         """Let a request in, or refuse it.
@@ -121,13 +117,14 @@ class Line:
                 raise draining()
             if waiter.deadline <= now:
                 raise too_late()
-            if error := self.refusal():
+            free = self._free()
+            wait = 0.0 if free else self.wait_s()
+            if error := self._no_room(wait):
                 raise error
             self._estimate(waiter)
             if self._waiters and self._characters + waiter.characters > self._limits.characters:
                 raise overloaded(f"{self._characters:,} characters wait already.", self.wait_s())
-            if not self._free():
-                wait = self.wait_s()
+            if not free:
                 needed, time_left = wait + waiter.alone_s, _MARGIN * (waiter.deadline - now)
                 if needed > time_left:
                     detail = (
@@ -250,6 +247,13 @@ class Line:
             self._alone_s = self._alone_s - waiter.alone_s if self._waiters else 0.0
             if self._closed and not self._waiters:
                 self._changed.notify_all()
+
+    def _no_room(self, wait_s: float) -> ProblemError | None:
+        if len(self._waiters) >= self._limits.requests:
+            return overloaded(f"{len(self._waiters)} requests wait already.", wait_s)
+        if wait_s > self._limits.wait_s:
+            return overloaded(f"A request would wait for {wait_s:.1f} s.", wait_s - self._limits.wait_s)
+        return None
 
     def _free(self) -> bool:
         """Whether a worker has nothing to do and nobody waits for it."""

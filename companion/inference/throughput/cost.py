@@ -181,7 +181,8 @@ class OnlineCost:
         terms = _terms(anchors, 3)
         weight = trust / len(anchors)
         self._start = weight * terms.T @ terms, weight * terms.sum(axis=0)
-        self._gram, self._moments = np.zeros((3, 3)), np.zeros(3)
+        self._sums = [0.0] * 5
+        self._inverse = [0.0] * 3
 
     def update(self, rows: int, longest: int, seconds: float) -> None:
         """Learn from a batch that ran.
@@ -195,14 +196,21 @@ class OnlineCost:
         """
         if not seconds > 0:
             return
-        terms = _terms([TimedBatch(rows, longest, seconds)], 3)[0]
-        self._gram = self._keep * self._gram + np.outer(terms, terms)
-        self._moments = self._keep * self._moments + terms
+        # What `_terms` says of one batch, in plain numbers: this is done for every batch that a server runs.
+        tokens, keep, weight = rows * longest, self._keep, 1 / (seconds * seconds)
+        for power in range(5):
+            self._sums[power] = keep * self._sums[power] + weight
+            weight *= tokens
+        term = 1 / seconds
+        for power in range(3):
+            self._inverse[power] = keep * self._inverse[power] + term
+            term *= tokens
 
     @property
     def cost(self) -> BatchCost:
         """What batches cost now."""
-        return BatchCost(*_non_negative(self._start[0] + self._gram, self._start[1] + self._moments))
+        gram = np.array([self._sums[row : row + 3] for row in range(3)])
+        return BatchCost(*_non_negative(self._start[0] + gram, self._start[1] + np.array(self._inverse)))
 
 
 def _fit(measured: Sequence[TimedBatch], count: int) -> CostFit:

@@ -7,8 +7,10 @@ groups of positions, each position exactly once; a predictor's answers then go b
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
+from operator import add
 from typing import Any
 
 import numpy as np
@@ -163,19 +165,22 @@ def by_cost(
     widths = np.array([padded_length(lengths[place], multiple) for place in order], dtype=np.int64)
     rows = np.arange(most, 0, -1)
     # One row for each text that may end a batch, one column for each size of that batch, the largest first.
-    costs = cost(*np.broadcast_arrays(rows, widths[:, None]))
-    # The cost of the first j texts, at most - 1 + j; before the first text there is nothing to cut.
-    cheapest = np.full(most + total, np.inf)
-    cheapest[most - 1] = 0.0
-    chosen = np.empty(total, dtype=np.int64)
+    sizes = np.empty((total, most), dtype=np.int64)
+    longest = np.empty_like(sizes)
+    sizes[:], longest[:] = rows, widths[:, None]
+    costs = cost(sizes, longest).tolist()
+    # The cost of the first j texts, at most - 1 + j; before the first text there is nothing to cut. Lists and
+    # no arrays: a server does this for every batch, and an array's price is that of a hundred numbers.
+    cheapest = [math.inf] * (most - 1) + [0.0]
+    chosen = list[int]()
     for end in range(total):
-        candidates = cheapest[end : end + most] + costs[end]
-        best = int(candidates.argmin())
-        cheapest[end + most] = candidates[best]
-        chosen[end] = most - best
+        candidates = list(map(add, cheapest[end:], costs[end]))
+        lowest = min(candidates)
+        cheapest.append(lowest)
+        chosen.append(most - candidates.index(lowest))
     groups, end = list[list[int]](), total
     while end:
-        start = end - int(chosen[end - 1])
+        start = end - chosen[end - 1]
         groups.append(order[start:end])
         end = start
     return groups[::-1]
