@@ -90,9 +90,9 @@ def create_app(
     workers, threads_each = share(settings.workers, settings.threads)
     keys = KeyRing(settings.api_keys) if settings.api_keys else None
     redis = RedisWindows(settings.redis) if settings.redis else None
-    limiter = RateLimiter(settings.rate, shared=redis) if settings.rate else None
-    limits = _affordable(settings.limits, limiter)
     metrics = ServerMetrics()
+    limiter = RateLimiter(settings.rate, shared=redis, event=metrics.event) if settings.rate else None
+    limits = _affordable(settings.limits, limiter)
     service = ModelService(
         lambda: load(Path(folder), threads_each), workers=workers, limits=batching, observer=metrics
     )

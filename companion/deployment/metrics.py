@@ -56,6 +56,12 @@ class ServerMetrics:
             ("code",),
             registry=registry,
         )
+        self._answers = Counter(
+            "companion_answers",
+            "Texts that were answered, by the likeliest label and the version that said so.",
+            ("label", "model_version"),
+            registry=registry,
+        )
         self._model = Gauge(
             "companion_model_info",
             "1 for the version that answered last, 0 for those before it.",
@@ -105,6 +111,8 @@ class ServerMetrics:
         self._seconds.labels(notes.route).observe(seconds)
         for code, count in notes.texts.items():
             self._texts.labels(code).inc(count)
+        for (label, version), count in notes.labels.items():
+            self._answers.labels(label, version).inc(count)
         if notes.model_version is not None:
             self.model(notes.model_version)
 
