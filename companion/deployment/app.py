@@ -221,5 +221,6 @@ _NUMBERS: dict[int | str, dict[str, Any]] = {
 def metrics(request: Request) -> Response:  # in a thread: with several workers it reads files
     """Give the numbers that Prometheus collects."""
     numbers: ServerMetrics = request.app.state.metrics
+    numbers.ready(request.app.state.service.is_ready)
     content, media_type = numbers.render(request.headers.get("accept", ""))
     return Response(content, media_type=media_type)

@@ -35,6 +35,8 @@ T = TypeVar("T")
 
 REDIS_TIMEOUT_S = 0.25
 """Longest time that one request waits for Redis."""
+COUNTED_ALONE = "rates-counted-alone"
+"""The event of a call that this server counted for itself, because Redis did not answer."""
 REDIS_PAUSE_S = 5.0
 """How long Redis is left alone after it failed."""
 _EXAMPLES = "for example 100/minute, 5/second or 1000 per 2 hours"
