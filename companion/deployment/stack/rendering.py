@@ -177,4 +177,4 @@ def _problem(
         **({} if retry_after_s is None else {"retry_after_ms": 1000 * retry_after_s}),
         "error": detail,
     }
-    return json.dumps(document).replace("'", "")
+    return json.dumps(document).replace("'", r"\u0027")  # a quote would end nginx's string
