@@ -10,6 +10,7 @@ import signal
 import socket
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import httpx
@@ -90,8 +91,7 @@ def test_all_servers_but_one_may_go(stack, clients):
         return load
 
     assert asyncio.run(scenario()).failures == []
-    for name in ("server-2",):
-        send(stack, name, signal.SIGKILL)
+    send(stack, "server-2", signal.SIGKILL)
     asyncio.run(ended(stack, "server-2"))
     nobody = httpx.post(f"{stack.url}/predict", json={"text": "ok"}, trust_env=False)
     assert (nobody.status_code, nobody.json()["code"]) == (503, "unavailable")
@@ -189,7 +189,7 @@ def test_very_long_texts(stack, clients, say):
             clients.at(stack.url) as load,
             httpx.AsyncClient(base_url=stack.url, timeout=60, trust_env=False) as http,
         ):
-            asked = [http.post("/predict", json={"text": text}) for _ in range(20)]
+            asked = [http.post("/predict", json={"text": text}) for _ in range(6)]
             answers = await asyncio.gather(*asked)
             refused = await http.post("/predict", json={"text": text + "!"})
             too_large = await http.post("/predict", json={"text": text * 20})
@@ -198,7 +198,7 @@ def test_very_long_texts(stack, clients, say):
 
     load, answers, refused, too_large = asyncio.run(scenario())
     assert load.failures == []
-    assert [answer.status_code for answer in answers] == [200] * 20
+    assert [answer.status_code for answer in answers] == [200] * 6
     assert all(answer.json()["probabilities"] == expected for answer in answers)
     assert (refused.status_code, refused.json()["code"]) == (422, "invalid-input")
     assert (too_large.status_code, too_large.json()["code"]) == (413, "body-too-large")
@@ -219,13 +219,9 @@ def test_the_disk_is_full(onnx_folder, small_disk, tmp_path, clients):
         async with clients.at(url) as load:
             await load.more(20)
             before = (small_disk / "log").read_text().count("\n")
-            with (small_disk / "ballast").open("wb") as ballast:
-                try:
-                    while True:
-                        ballast.write(bytes(4096))
-                        ballast.flush()
-                except OSError:
-                    pass
+            with (small_disk / "ballast").open("wb", buffering=0) as ballast, suppress(OSError):
+                while True:
+                    ballast.write(bytes(4096))
             await load.more(150)
             (small_disk / "ballast").unlink(missing_ok=True)
             await load.more(20)
