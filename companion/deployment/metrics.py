@@ -29,7 +29,8 @@ ALARMING = (
     "redis-unavailable",
     "rollout-rolled-back-automatically",
 )
-"""Events that alert rules look for. Their series begin at 0: of one that begins at 1, Prometheus sees no increase."""
+"""Events that alert rules look for. Their series begin at 0: Prometheus sees no increase of one
+that begins at 1."""
 _FOLDER = "PROMETHEUS_MULTIPROC_DIR"
 
 
