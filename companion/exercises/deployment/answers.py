@@ -138,7 +138,9 @@ def _probabilities(rows: Sequence[Served], truth: Sequence[int], wanted: Require
     if outside:
         shown = ", ".join(f"{value:.3g}" for value in outside[0])
         found = f"{len(outside)} of {len(rows)} answers are no probabilities, such as {shown}"
-        return ServerFinding("probabilities", False, expected, found, "Logits are no confidence: apply the softmax.")
+        return ServerFinding(
+            "probabilities", False, expected, found, "Logits are no confidence: apply the softmax."
+        )
     right = sum(row.index(max(row)) == label for row, label in zip(rows, truth, strict=True)) / len(rows)
     mean = sum(map(max, rows)) / len(rows)
     good = abs(mean - right) <= wanted.calibration

@@ -63,7 +63,7 @@ class Asker:
         Seconds for the whole of one reply.
     """
 
-    def __init__(self, port: int, timeout: float = 20.0) -> None:
+    def __init__(self, port: int, timeout: float = 40.0) -> None:
         self._connection = http.client.HTTPConnection("127.0.0.1", port, timeout=timeout)
         self._timeout = timeout
         self._used = False

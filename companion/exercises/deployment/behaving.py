@@ -34,7 +34,9 @@ BAD_REQUESTS: dict[str, tuple[str, str, bytes | None]] = {
 """What no server can answer: method, path and body of each."""
 
 
-def judge_errors(port: int, text: str, own: Sequence[float], labels: Sequence[str], close: float) -> ServerFinding:
+def judge_errors(
+    port: int, text: str, own: Sequence[float], labels: Sequence[str], close: float
+) -> ServerFinding:
     """Send what cannot be answered, and then something that can."""
     expected = "a status from 400 to 499, and a body of JSON without a traceback, for each bad request"
     wrong = []
@@ -68,7 +70,9 @@ def judge_company(
         beside = read_answer(ask_together(port, company)[0], facts.labels)
         if isinstance(alone, str) or isinstance(beside, str):
             said = alone if isinstance(alone, str) else beside
-            return ServerFinding("company", False, expected, f"no answer: {said}", "Make `answers` pass first.")
+            return ServerFinding(
+                "company", False, expected, f"no answer: {said}", "Make `answers` pass first."
+            )
         moved = max(moved, distance(alone, beside))
     found = f"the largest difference is {moved:.2g}"
     if moved <= wanted.close / 10:
@@ -80,9 +84,11 @@ def judge_company(
     return ServerFinding("company", False, expected, found, advice)
 
 
-def judge_concurrency(port: int, texts: Sequence[str], facts: ModelFacts, wanted: Requirements) -> ServerFinding:
-    """Ask many texts at the same moment, and see whether each asker gets the own answer."""
-    count = min(TOGETHER, len(texts))
+def judge_concurrency(
+    port: int, texts: Sequence[str], facts: ModelFacts, wanted: Requirements, *, askers: int = TOGETHER
+) -> ServerFinding:
+    """Ask many texts at the same moment, twice, and see whether each asker gets the own answer."""
+    count = min(askers, len(texts))
     expected = f"the own answer for each of {count} askers at once"
     rows = facts.probabilities
     wrong = swapped = 0
@@ -104,7 +110,9 @@ def judge_concurrency(port: int, texts: Sequence[str], facts: ModelFacts, wanted
     return ServerFinding("concurrency", False, expected, found, advice)
 
 
-def judge_loading(port: int, model: Path, texts: Sequence[str], facts: ModelFacts, close: float) -> ServerFinding:
+def judge_loading(
+    port: int, model: Path, texts: Sequence[str], facts: ModelFacts, close: float
+) -> ServerFinding:
     """Take the model's folder away for a moment: what loaded it once does not miss it."""
     expected = "answers while the model's folder is away"
     away = model.with_name(f"{model.name}-away")
@@ -117,7 +125,9 @@ def judge_loading(port: int, model: Path, texts: Sequence[str], facts: ModelFact
         row = read_answer(reply, facts.labels)
         if isinstance(row, str) or distance(row, own) > close:
             advice = "Load tokenizer and model once, when the server starts, before it says that it is ready."
-            return ServerFinding("loading", False, expected, row if isinstance(row, str) else "others", advice)
+            return ServerFinding(
+                "loading", False, expected, row if isinstance(row, str) else "others", advice
+            )
     return ServerFinding("loading", True, expected, "it was not missed")
 
 
@@ -136,7 +146,5 @@ def _fault(reply: Reply) -> str:
     return ""
 
 
-def _is_of_another(
-    row: Served, rows: Sequence[Sequence[float]], places: Sequence[int], close: float
-) -> bool:
+def _is_of_another(row: Served, rows: Sequence[Sequence[float]], places: Sequence[int], close: float) -> bool:
     return any(distance(row, rows[place]) <= close for place in places)

@@ -33,12 +33,13 @@ def judge_drain(
     """Send SIGTERM under load, and look at what was under way at that moment. The server has ended then."""
     expected = f"every accepted request answered, and the exit code 0 within {wanted.drain_seconds:g} s"
     asked: list[tuple[int, Reply]] = []
-    over = threading.Event()
+    over, known = threading.Event(), threading.Semaphore(0)
 
     def work(first: int) -> None:
         # One request before the load: the server has accepted this connection.
         asker, place = Asker(server.port, timeout=wanted.drain_seconds), first
         asker.ask(texts[place % len(texts)])
+        known.release()
         while not over.is_set():
             reply = asker.ask(texts[place % len(texts)], again=False)
             asked.append((place % len(texts), reply))
@@ -50,6 +51,8 @@ def judge_drain(
     threads = [threading.Thread(target=work, args=(first,), daemon=True) for first in range(clients)]
     for thread in threads:
         thread.start()
+    for _ in threads:
+        known.acquire(timeout=wanted.drain_seconds)
     time.sleep(_LOAD_S)
     signalled = time.monotonic()
     server.terminate()
@@ -65,7 +68,9 @@ def judge_drain(
     ]
     lost = [reply for place, reply in under_way if not _answered(place, reply, facts, wanted)]
     if code is None:
-        advice = "Stop taking requests on SIGTERM, answer what was accepted, and let nothing keep the process."
+        advice = (
+            "Stop taking requests on SIGTERM, answer what was accepted, and let nothing keep the process."
+        )
         return ServerFinding("drain", False, expected, f"it still runs after {took:.0f} s", advice)
     if lost:
         found = f"{len(lost)} of {len(under_way)} requests under way lost, the first: {lost[0].says()}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,7 @@ def model_step(wanted: Requirements | None = None) -> Step:
 
     def examine(work: Any, probe: Probe) -> str:
         folder = _folder(work)
-        material = draw(probe.seed, each_round=1, requirements=wanted)
+        material = draw(probe.seed, requirements=replace(wanted or Requirements(), each_round=1))
         probe.tried.append(f"answer {len(material.texts)} fresh texts with it, and look at what ran")
         try:
             facts = read_facts(folder, material.texts)

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from companion.exercises.deployment.answers import distance, judge_answers, judge_int8, read_answer
-from companion.exercises.deployment.asking import ask_all
+from companion.exercises.deployment.asking import Reply, ask_all
 from companion.exercises.deployment.behaving import (
     judge_company,
     judge_concurrency,
@@ -32,7 +32,9 @@ from companion.exercises.deployment.submission import (
 
 __all__ = ["Site", "inspect", "inspect_folder"]
 
-_CLIENTS = 8
+_CLIENTS, _ASKERS = 8, 32
+_SLOW, _ASKING = 5.0, 60.0
+"""Replies per second below which fewer are asked at once, and seconds for all texts together."""
 _NAIVE_SECONDS, _SECONDS = 3.0, 30.0
 _MARGIN = 1.5
 """A middle ratio less than this factor from what is required decides nothing: the race is run again."""
@@ -134,7 +136,9 @@ def inspect(submission: ServerSubmission, material: Material, site: Site) -> Ser
     return _complete(findings, ratios, begun)
 
 
-def _look(submission: ServerSubmission, material: Material, site: Site, facts: ModelFacts) -> list[ServerFinding]:
+def _look(
+    submission: ServerSubmission, material: Material, site: Site, facts: ModelFacts
+) -> list[ServerFinding]:
     """Start the server once, and make every check but the race."""
     wanted, texts = material.requirements, material.texts
     expected = f"status 200 from /health/ready within {wanted.ready_seconds:g} s"
@@ -144,17 +148,17 @@ def _look(submission: ServerSubmission, material: Material, site: Site, facts: M
             if waited is None:
                 return [ServerFinding("ready", False, expected, _not_ready(server), _START)]
             findings = [ServerFinding("ready", True, expected, f"after {waited:.1f} s")]
-            begun = time.monotonic()
-            replies = ask_all(server.port, texts, clients=_CLIENTS)
-            rate = len(texts) / (time.monotonic() - begun)
-            findings += judge_answers(replies, facts, material.labels, wanted)
+            replies, rate = _ask(server.port, texts, facts)
+            findings += judge_answers(replies, facts, material.labels[: len(replies)], wanted)
             answered = next(one.passed for one in findings if one.check == "answers")
             close, row = wanted.close, facts.probabilities[0]
             findings += [
                 judge_company(server.port, texts, facts, wanted),
                 judge_int8(facts, answered, wanted),
                 judge_errors(server.port, texts[0], row, facts.labels, close),
-                judge_concurrency(server.port, texts, facts, wanted),
+                judge_concurrency(
+                    server.port, texts, facts, wanted, askers=_ASKERS if rate > _SLOW else _CLIENTS
+                ),
                 judge_loading(server.port, submission.model, texts, facts, close),
             ]
             if server.ended is None:
@@ -162,6 +166,23 @@ def _look(submission: ServerSubmission, material: Material, site: Site, facts: M
             return findings
     except OSError as error:
         return [ServerFinding("ready", False, expected, f"it cannot be started ({error})", _START)]
+
+
+def _ask(port: int, texts: Sequence[str], facts: ModelFacts) -> tuple[list[Reply], float]:
+    """Ask the texts; only a few where none of these gets an answer, and for a minute where it is slow.
+
+    Returns
+    -------
+    list of Reply
+        To the first texts.
+    float
+        Replies per second.
+    """
+    begun = time.monotonic()
+    replies = ask_all(port, texts[:_CLIENTS], clients=_CLIENTS)
+    if any(not isinstance(read_answer(reply, facts.labels), str) for reply in replies):
+        replies += ask_all(port, texts[_CLIENTS:], clients=_CLIENTS, seconds=_ASKING)
+    return replies, len(replies) / (time.monotonic() - begun)
 
 
 _START = "Start it by hand, with PORT and MODEL in the environment and nothing else; see what it prints."

@@ -28,7 +28,8 @@ class Requirements:
         Bytes of the graph's file, as a share of four for each number in it.
     speed : float
         Throughput over the naive server's, the middle of the rounds.
-    rounds : int
+    judged, each_round, rounds : int
+        How many texts are judged, how many each round of the race takes, and how many rounds it has.
     ready_seconds, drain_seconds : float
     """
 
@@ -38,6 +39,8 @@ class Requirements:
     integer_share: float = 0.9
     size: float = 0.6
     speed: float = 3.0
+    judged: int = 160
+    each_round: int = 96
     rounds: int = 3
     ready_seconds: float = 60.0
     drain_seconds: float = 20.0
@@ -68,8 +71,6 @@ def draw(
     seed: int,
     *,
     examples: Sequence[Example] | None = None,
-    judged: int = 160,
-    each_round: int = 96,
     requirements: Requirements | None = None,
 ) -> Material:
     """Write texts that no server has seen.
@@ -80,10 +81,8 @@ def draw(
         Another one gives other texts, from a grammar with more texts than anyone can store.
     examples : sequence of Example, optional
         Take these instead, in this order: for a model of another task.
-    judged, each_round : int
-        How many are judged, and how many each round of the race takes. There are twice the rounds that
-        `requirements` ask for, because a close race is run again.
     requirements : Requirements, optional
+        There are texts for twice the rounds that they ask for, because a close race is run again.
 
     Returns
     -------
@@ -95,6 +94,7 @@ def draw(
         When there are too few examples, or some have no label.
     """
     wanted = requirements or Requirements()
+    judged, each_round = wanted.judged, wanted.each_round
     needed = judged + 2 * wanted.rounds * each_round
     if examples is None:
         from companion.data.sentiment import generate

@@ -62,7 +62,11 @@ def _examine_padding(work: Any, probe: Probe) -> str:
         shape = (count, longest)
         for name, array in (("ids", ids), ("mask", mask)):
             probe.require(
-                array.shape == shape, f"shape of the {name}", shape, array.shape, f"the {name} have another shape"
+                array.shape == shape,
+                f"shape of the {name}",
+                shape,
+                array.shape,
+                f"the {name} have another shape",
             )
             probe.require(
                 array.dtype.kind in "iu", f"kind of the {name}", "integers", array.dtype, "not whole numbers"
@@ -89,7 +93,11 @@ def _pair(found: Any) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
 
 def _examine_probabilities(work: Any, probe: Probe) -> str:
     rng = np.random.default_rng(probe.seed)
-    for scale, labels, what in ((1.0, 2, "two labels"), (3.0, 5, "five"), (1_000.0, 3, "logits of a thousand")):
+    for scale, labels, what in (
+        (1.0, 2, "two labels"),
+        (3.0, 5, "five"),
+        (1_000.0, 3, "logits of a thousand"),
+    ):
         logits = rng.normal(scale=scale, size=(4, labels)).astype(np.float32)
         kept = logits.copy()
         found = np.asarray(probe.call(work, logits, what=what))

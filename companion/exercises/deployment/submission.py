@@ -37,7 +37,9 @@ class ServerSubmission:
 
     def argv(self, port: int) -> list[str]:
         """Return the command for a port."""
-        return [word.replace("{port}", str(port)).replace("{model}", str(self.model)) for word in self.command]
+        return [
+            word.replace("{port}", str(port)).replace("{model}", str(self.model)) for word in self.command
+        ]
 
     def environment(self, port: int) -> dict[str, str]:
         """Return what the server finds in its environment: ``PORT`` and ``MODEL``."""
