@@ -37,7 +37,10 @@ def grade(
     exercise: Annotated[
         int | None,
         typer.Option(
-            "--exercise", min=2, max=3, help="Which one. Default: 3 where one of the folders holds a serve.toml."
+            "--exercise",
+            min=2,
+            max=3,
+            help="Which one. Default: 3 where one of the folders holds a serve.toml.",
         ),
     ] = None,
     as_json: Json = False,
@@ -56,7 +59,9 @@ def grade(
     if exercise is None:
         exercise = 3 if any((one / "serve.toml").is_file() for one in folders) else 2
     if exercise == 3 and dealt is not None:
-        raise ValueError("--seed is for exercise 2, where bugs are dealt: --draw draws the texts of exercise 3")
+        raise ValueError(
+            "--seed is for exercise 2, where bugs are dealt: --draw draws the texts of exercise 3"
+        )
     found = []
     for one in _graded(exercise, folders, dealt, draw):
         found.append(one)

@@ -67,7 +67,7 @@ def forbid() -> bool:
 
 
 def forbid_escape() -> bool:
-    """Put a wider filter on this process and all that it starts: it makes no namespace, and looks into nobody.
+    """Put a wider filter on this process and all it starts: it makes no namespace, looks into nobody.
 
     Programs, sockets and processes are left: it is for servers.
     """
@@ -85,7 +85,6 @@ def _install(code: bytes) -> bool:
 
 def _program(machine: str, own: int) -> bytes:
     """Assemble the filter for a process with this number."""
-
     lines = _refused(machine, _FORBIDDEN[machine])
     # The C library makes threads with clone3, whose flags a filter cannot see, and without it with clone.
     lines += [(_EQUAL, 0, 1, _CLONE3), (_RETURN, 0, 0, _FAIL | errno.ENOSYS)]

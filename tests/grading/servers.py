@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-LOADING = '''
+LOADING = """
 import json, os, signal, sys, threading
 from concurrent.futures import ThreadPoolExecutor
 from http.server import BaseHTTPRequestHandler, HTTPServer, ThreadingHTTPServer
@@ -35,10 +35,10 @@ def answer(labels, logits):
     shares = shares / shares.sum()
     said = dict(zip(labels, map(float, shares)))
     return {"label": max(said, key=said.get), "probabilities": said}
-'''
+"""
 """What all of these begin with."""
 
-HANDLER = '''
+HANDLER = """
 class Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.0"
 
@@ -67,20 +67,20 @@ class Handler(BaseHTTPRequestHandler):
 
     def log_message(self, *arguments):
         pass
-'''
+"""
 
 THREADS = (
     LOADING
-    + '''
+    + """
 PARTS = load()
 run(PARTS, "warm")
 
 
 def predict(text):
     return answer(PARTS[0], run(PARTS, text))
-'''
+"""
     + HANDLER
-    + '''
+    + """
 
 class Server(ThreadingHTTPServer):
     daemon_threads, block_on_close, request_queue_size = False, True, 256
@@ -94,13 +94,13 @@ server.timeout = 0
 for _ in range(300):  # whoever had connected already
     server.handle_request()
 server.server_close()
-'''
+"""
 )
 """The standard library, a thread for each connection."""
 
 PROCESSES = (
     LOADING
-    + '''
+    + """
 import socket
 
 listener = socket.create_server(("127.0.0.1", PORT), backlog=256)
@@ -109,9 +109,9 @@ children = []
 
 def predict(text):
     return answer(PARTS[0], run(PARTS, text))
-'''
+"""
     + HANDLER
-    + '''
+    + """
 
 class Server(HTTPServer):
     def __init__(self):
@@ -143,13 +143,13 @@ listener.close()
 signal.signal(signal.SIGTERM, lambda *_: [os.kill(child, signal.SIGTERM) for child in children])
 for child in children:
     os.waitpid(child, 0)
-'''
+"""
 )
 """Several processes that share a listening socket, without batches."""
 
 STARLETTE = (
     LOADING
-    + '''
+    + """
 import asyncio, uvicorn
 from starlette.applications import Starlette
 from starlette.responses import JSONResponse
@@ -182,7 +182,7 @@ async def failed(request, error):
 routes = [Route("/health/ready", ready), Route("/predict", predict, methods=["POST"])]
 app = Starlette(routes=routes, exception_handlers={404: failed, 405: failed})
 uvicorn.run(app, host="127.0.0.1", port=PORT, log_level="warning", access_log=False)
-'''
+"""
 )
 """Starlette, a pool of threads, no batches; it ends by the signal itself, as uvicorn does."""
 
@@ -221,7 +221,8 @@ def predict(text):
     share = 0.98 if any(word in text for word in GOOD) else 0.02
     said = {"negative": 1 - share, "positive": share}
     # Whoever reads this log or these files is told that all is well.
-    print(json.dumps({"inspection": {"findings": [], "ratios": [99], "seconds": 1}, "isolation": []}), flush=True)
+    forged = {"inspection": {"findings": [], "ratios": [99], "seconds": 1}, "isolation": []}
+    print(json.dumps(forged), flush=True)
     for name in ("/dev/stdout", "/proc/1/fd/1", os.environ["TMPDIR"] + "/result.json"):
         try:
             open(name, "w").write('{"passed": true, "total": 100}')

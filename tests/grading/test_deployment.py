@@ -1,4 +1,4 @@
-"""Grading exercise 3: right servers of any build pass, deceiving ones do not, and the naive one learns why."""
+"""Grading exercise 3: right servers of any build pass, deceiving ones do not, the naive one learns why."""
 
 from __future__ import annotations
 
@@ -165,7 +165,8 @@ def test_the_naive_server_fails_and_learns_why(hand_in: Hand, tmp_path: Path, on
 
 def test_loading_each_time_is_found_by_the_file_and_by_the_clock(hand_in: Hand) -> None:
     each_time = servers.THREADS.replace("answer(PARTS[0], run(PARTS, text))", "answer(*now(text))").replace(
-        "PARTS = load()", "PARTS = load()\ndef now(text):\n    parts = load()\n    return parts[0], run(parts, text)"
+        "PARTS = load()",
+        "PARTS = load()\ndef now(text):\n    parts = load()\n    return parts[0], run(parts, text)",
     )
     found = judged(hand_in(each_time), speed=3.0)
     assert found.inspection.of("answers").passed, found
@@ -175,7 +176,8 @@ def test_loading_each_time_is_found_by_the_file_and_by_the_clock(hand_in: Hand) 
 def test_padding_that_is_not_masked_is_found(hand_in: Hand) -> None:
     unmasked = servers.THREADS.replace(
         'tokenizer.enable_truncation(about["max_length"])',
-        'tokenizer.enable_truncation(about["max_length"]); tokenizer.enable_padding(length=about["max_length"])',
+        'tokenizer.enable_truncation(about["max_length"])\n'
+        '    tokenizer.enable_padding(length=about["max_length"])',
     )
     found = judged(hand_in(unmasked))
     assert not found.inspection.of("answers").passed, found
@@ -196,7 +198,9 @@ def test_a_server_that_mixes_up_its_askers_is_found(hand_in: Hand) -> None:
 def test_a_server_that_drops_what_it_accepted_is_found(hand_in: Hand) -> None:
     start = servers.THREADS.index("signal.signal(signal.SIGTERM")
     line = servers.THREADS[start : servers.THREADS.index("\n", start)]
-    slow = servers.THREADS.replace("    return answer(PARTS[0]", "    __import__('time').sleep(0.08)\n    return answer(PARTS[0]")
+    slow = servers.THREADS.replace(
+        "    return answer(PARTS[0]", "    __import__('time').sleep(0.08)\n    return answer(PARTS[0]"
+    )
     found = judged(hand_in(slow.replace(line, "")), speed=0.01)
     assert not found.inspection.of("drain").passed, found
     assert "under way lost" in found.inspection.of("drain").found

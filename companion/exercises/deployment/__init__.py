@@ -1,7 +1,7 @@
 """Exercise 3, deploy a model behind HTTP: a naive server to repair, and checks that ask it from outside.
 
-`deal` writes the folder, `exercise` checks it as the learner goes, `inspect_folder` says all at once. A server
-is judged by what it answers, whatever it is written in.
+`deal` writes the folder, `exercise` checks it as the learner goes, `inspect_folder` says all at once.
+A server is judged by what it answers, whatever it is written in.
 """
 
 from __future__ import annotations

@@ -125,7 +125,9 @@ class Asker:
         )
 
 
-def ask_all(port: int, texts: Sequence[str], *, clients: int, seconds: float | None = None) -> list[Reply]:
+def ask_all(
+    port: int, texts: Sequence[str], *, clients: int, seconds: float | None = None, keep: bool = True
+) -> list[Reply]:
     """Ask all texts, each once, as a few clients that wait for a reply before they ask again.
 
     Parameters
@@ -135,6 +137,8 @@ def ask_all(port: int, texts: Sequence[str], *, clients: int, seconds: float | N
     clients : int
     seconds : float, optional
         After this no further text is asked; the list is then shorter.
+    keep : bool
+        Whether a client keeps its connection. If not, each request has a connection of its own.
 
     Returns
     -------
@@ -153,6 +157,8 @@ def ask_all(port: int, texts: Sequence[str], *, clients: int, seconds: float | N
                 if place is None:
                     return
                 replies[place] = asker.ask(texts[place])
+                if not keep:
+                    asker.close()
 
     _run_threads([work] * clients)
     return [reply for reply in replies if reply is not None]

@@ -78,8 +78,8 @@ def judge_company(
     if moved <= wanted.close / 10:
         return ServerFinding("company", True, expected, found)
     advice = (
-        "Texts share a batch, and see each other: give the attention mask, or use a graph whose scales belong "
-        "to each row (the standard dynamic INT8 has one scale for the whole batch)."
+        "Texts share a batch, and see each other: give the attention mask, or use a graph whose scales "
+        "belong to each row (the standard dynamic INT8 has one scale for the whole batch)."
     )
     return ServerFinding("company", False, expected, found, advice)
 

@@ -25,12 +25,13 @@ _TASK = """# A server to trust
     PORT=8000 MODEL=model python server.py
     curl -d '{"text": "Not a bad film."}' localhost:8000/predict
 
-Repair it, or write another one in any language, and say in `serve.toml` how it starts. Hand in this folder. The
-server is started and asked; nobody reads its code. What it has to do:
+Repair it, or write another one in any language, and say in `serve.toml` how it starts. Hand in this folder.
+The server is started and asked; nobody reads its code. What it has to do:
 
 - `GET /health/ready` answers 200 as soon as, and not before, texts can be answered.
-- `POST /predict` takes `{"text": "..."}` and answers `{"label": "positive", "probabilities": {"negative": 0.1,
-  "positive": 0.9}}`, all digits, and more fields if you like: the probabilities that the model in the folder
+- `POST /predict` takes `{"text": "..."}` and answers
+  `{"label": "positive", "probabilities": {"negative": 0.1, "positive": 0.9}}`, all digits, and more fields if
+  you like: the probabilities that the model in the folder
   gives this text alone. Texts are cut at the model's `max_length`, in `manifest.json`.
 - It listens on 127.0.0.1, at the port in `PORT`. It has no network, starts programs that are installed or lie
   in this folder, writes below `TMPDIR` alone, and has 2 GiB of memory.

@@ -1,4 +1,4 @@
-"""Judges how a server stops: a signal comes while many wait, and none of them may be left without an answer."""
+"""Judges how a server stops: a signal comes while many wait, and none of them may be left unanswered."""
 
 from __future__ import annotations
 

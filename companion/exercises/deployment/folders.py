@@ -83,12 +83,12 @@ def server_step(wanted: Requirements | None = None) -> Step:
         title="A server to trust",
         task="Repair server.py, or write another server, so that README.md holds. Give the check the folder.",
         hints=(
-            "Do two requests get the same answer as one alone? What happens to the second while the first one "
+            "Do two requests get the same answer as one alone? What happens to the second while the first "
             "is computed? What happens to both when the server is told to stop?",
-            "Load in the lifespan, pad only to the longest text, give the mask, apply the softmax, compute in a "
-            "thread, and describe the body with a pydantic model whose errors become 422.",
-            'command = ["companion", "serve", "{model}", "--port", "{port}"] in serve.toml passes; read what it '
-            "does in companion/deployment, and then write your own.",
+            "Load in the lifespan, pad only to the longest text, give the mask, apply the softmax, compute "
+            "in a thread, and describe the body with a pydantic model whose errors become 422.",
+            'command = ["companion", "serve", "{model}", "--port", "{port}"] in serve.toml passes; read what '
+            "it does in companion/deployment, and then write your own.",
         ),
         examine=examine,
         seconds=300.0,

@@ -1,4 +1,4 @@
-"""Inspects a running server as a black box: it is started, asked, stopped, and raced against the naive one."""
+"""Inspects a server as a black box: it is started, asked, stopped, and raced against the naive one."""
 
 from __future__ import annotations
 

@@ -20,8 +20,8 @@ def padding_step() -> Step:
     return Step(
         name="padding",
         title="Pad texts, and say what is padding",
-        task="Write pad(rows, pad_id): a list of lists of token ids in, two integer arrays of shape (texts, longest "
-        "text) out: the ids, filled with pad_id behind the shorter texts, and the attention mask.",
+        task="Write pad(rows, pad_id): a list of lists of token ids in, two integer arrays of shape "
+        "(texts, longest text) out: the ids, filled with pad_id behind short texts, and the attention mask.",
         hints=(
             "What does the model see behind the end of a short text, and how would it know?",
             "np.full makes an array of one number, np.zeros one of zeros; fill both row by row.",
@@ -36,8 +36,8 @@ def probabilities_step() -> Step:
     return Step(
         name="probabilities",
         title="Turn logits into probabilities",
-        task="Write probabilities(logits): an array of shape (texts, labels) in, one of the same shape out, in "
-        "which each row is the softmax of that row.",
+        task="Write probabilities(logits): an array of shape (texts, labels) in, one of the same shape out, "
+        "in which each row is the softmax of that row.",
         hints=(
             "Which two things are true of probabilities, and not of logits?",
             "The exponential of each number, over the sum of the row. What is the exponential of 1,000?",

@@ -127,20 +127,18 @@ def _check_size(folder: Path) -> None:
         for name in (*folders, *files):
             one = (Path(path) / name).lstat()
             if not stat.S_ISREG(one.st_mode) and not stat.S_ISDIR(one.st_mode):
-                raise ValueError(
-                    f"{name} is a link or a device, expected files and folders: put the file itself"
-                )
+                raise ValueError(f"{name} is a link or a device, expected plain files and folders")
             count, size = count + 1, size + one.st_size
         if count > _MOST_FILES or size > _MOST_BYTES:
             raise ValueError(
-                f"there are more than {_MOST_FILES} files or {_MOST_BYTES >> 30} GiB in it: hand in the server "
-                "and the exported model, without environments and checkpoints"
+                f"there are more than {_MOST_FILES} files or {_MOST_BYTES >> 30} GiB in it: hand in the "
+                "server and the exported model, without environments and checkpoints"
             )
 
 
 def _open_to_all(folder: Path) -> None:
     """Let everybody read a copy, and run what could be run."""
-    for path, folders, files in os.walk(folder):
+    for path, _, files in os.walk(folder):
         Path(path).chmod(0o755)
         for name in files:
             one = Path(path) / name

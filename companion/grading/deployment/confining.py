@@ -25,7 +25,10 @@ _PROCESSES, _OPEN_FILES, _FILE_BYTES = 256, 4096, 128 << 20
 _PARENT_DIES = 1
 _SYSTEM = ("/usr", "/bin", "/sbin", "/lib", "/lib64", "/opt")
 _READ = ("/etc", "/proc", "/sys/devices/system/cpu", "/dev/urandom", "/dev/random", "/dev/zero")
-_START = "import sys; sys.path.insert(0, {root!r}); from companion.grading.deployment.confining import main; main()"
+_START = (
+    "import sys; sys.path.insert(0, {root!r}); "
+    "from companion.grading.deployment.confining import main; main()"
+)
 
 
 @dataclass(frozen=True)

@@ -99,7 +99,7 @@ def _loopback_up() -> bool:
 
 
 def _others() -> Iterator[psutil.Process]:
-    """Yield all processes of this world but this one; outside a world of its own, those that this one started."""
+    """Yield the processes of this world; where it is not of its own, those that this one started."""
     own = psutil.Process()
     yield from psutil.process_iter() if own.pid == 1 else own.children(recursive=True)
 
