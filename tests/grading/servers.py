@@ -228,9 +228,9 @@ def predict(text):
             open(name, "w").write('{"passed": true, "total": 100}')
         except OSError:
             pass
-    for process in range(1, 60):
+    for process in range(1, os.getpid()):
         try:
-            process != os.getpid() and os.kill(process, signal.SIGSTOP)
+            os.kill(process, signal.SIGSTOP)
         except OSError:
             pass
     return {"label": max(said, key=said.get), "probabilities": said}
@@ -260,5 +260,11 @@ def predict(text):
 )
 
 NEVER_READY = "import time\nprint('loading, please wait', flush=True)\ntime.sleep(1000)\n"
+HANGS = standard_library(
+    """
+def predict(text):
+    os.kill(os.getpid(), signal.SIGSTOP)
+"""
+)
 CRASHES = "raise SystemExit('no model, no fun')\n"
 FORK_BOMB = "import os\nwhile True:\n    try:\n        os.fork()\n    except OSError:\n        pass\n"

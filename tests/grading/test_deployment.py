@@ -199,7 +199,7 @@ def test_a_server_that_drops_what_it_accepted_is_found(hand_in: Hand) -> None:
     start = servers.THREADS.index("signal.signal(signal.SIGTERM")
     line = servers.THREADS[start : servers.THREADS.index("\n", start)]
     slow = servers.THREADS.replace(
-        "    return answer(PARTS[0]", "    __import__('time').sleep(0.08)\n    return answer(PARTS[0]"
+        "    return answer(PARTS[0]", "    __import__('time').sleep(0.4)\n    return answer(PARTS[0]"
     )
     found = judged(hand_in(slow.replace(line, "")), speed=0.01)
     assert not found.inspection.of("drain").passed, found
@@ -222,6 +222,14 @@ def test_what_never_serves_is_ended_and_said(hand_in: Hand, source: str, says: s
     found = judged(hand_in(source), ready_seconds=2.0)
     assert found.total == 0
     assert says in found.inspection.of("ready").found, found
+
+
+def test_a_server_that_hangs_takes_no_time_from_the_others(
+    hand_in: Hand,
+) -> None:
+    found = judged(hand_in(servers.HANGS), reply_seconds=4.0)
+    assert found.total == 0 and "no reply" in found.inspection.of("answers").found, found
+    assert found.inspection.of("errors").found == "not looked at"
 
 
 def test_what_cannot_be_started_says_so(hand_in: Hand, tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 __all__ = ["Asker", "Reply", "ask_all", "ask_together"]
 
 _LONGEST = 1 << 20
+_TIMEOUT = 60.0
 _JSON = {"Content-Type": "application/json"}
 
 
@@ -63,7 +64,7 @@ class Asker:
         Seconds for the whole of one reply.
     """
 
-    def __init__(self, port: int, timeout: float = 40.0) -> None:
+    def __init__(self, port: int, timeout: float = _TIMEOUT) -> None:
         self._connection = http.client.HTTPConnection("127.0.0.1", port, timeout=timeout)
         self._timeout = timeout
         self._used = False
@@ -126,7 +127,13 @@ class Asker:
 
 
 def ask_all(
-    port: int, texts: Sequence[str], *, clients: int, seconds: float | None = None, keep: bool = True
+    port: int,
+    texts: Sequence[str],
+    *,
+    clients: int,
+    seconds: float | None = None,
+    keep: bool = True,
+    timeout: float = _TIMEOUT,
 ) -> list[Reply]:
     """Ask all texts, each once, as a few clients that wait for a reply before they ask again.
 
@@ -139,6 +146,8 @@ def ask_all(
         After this no further text is asked; the list is then shorter.
     keep : bool
         Whether a client keeps its connection. If not, each request has a connection of its own.
+    timeout : float
+        Seconds for the whole of one reply.
 
     Returns
     -------
@@ -150,7 +159,7 @@ def ask_all(
     until = None if seconds is None else time.monotonic() + seconds
 
     def work() -> None:
-        with contextlib.closing(Asker(port)) as asker:
+        with contextlib.closing(Asker(port, timeout)) as asker:
             while until is None or time.monotonic() < until:
                 with lock:
                     place = next(places, None)

@@ -15,16 +15,18 @@ from companion.exercises.deployment.processes import ServerProcess
 
 __all__ = ["clients_for", "judge_drain"]
 
-_BEFORE_S, _LOAD_S = 0.03, 0.6
+_BEFORE_S, _LOAD_S = 0.1, 0.8
 """A request that was sent less than this before the signal may not have reached the server yet."""
-_FEWEST, _MOST = 8, 64
+_STRAY = 0.1
+"""Of the others, on a busy machine, this share may not have either. Who does not drain loses nearly all."""
+_FEWEST, _MOST = 8, 128
 _BY_SIGNAL = -15
 """uvicorn answers all it accepted and then ends by the signal itself: that is a clean end too."""
 
 
 def clients_for(rate: float) -> int:
-    """Return how many clients keep a server of this rate, in requests a second, busy for a quarter second."""
-    return max(_FEWEST, min(_MOST, round(rate / 4)))
+    """Return how many clients keep a server of this rate, in requests a second, busy for half a second."""
+    return max(_FEWEST, min(_MOST, round(rate / 2)))
 
 
 def judge_drain(
@@ -72,11 +74,12 @@ def judge_drain(
             "Stop taking requests on SIGTERM, answer what was accepted, and let nothing keep the process."
         )
         return ServerFinding("drain", False, expected, f"it still runs after {took:.0f} s", advice)
-    if lost:
+    if len(lost) > _STRAY * len(under_way):
         found = f"{len(lost)} of {len(under_way)} requests under way lost, the first: {lost[0].says()}"
         advice = "On SIGTERM stop accepting, then wait for what was accepted, and end only then."
         return ServerFinding("drain", False, expected, found, advice)
-    found = f"{len(under_way)} under way answered, exit code {code} after {took:.1f} s"
+    answered = f"{len(under_way) - len(lost)} of {len(under_way)} under way answered"
+    found = f"{answered}, exit code {code} after {took:.1f} s"
     if code not in (0, _BY_SIGNAL):
         advice = "End with 0 when the end was asked for: an orchestrator takes other codes for a crash."
         return ServerFinding("drain", False, expected, found, advice)

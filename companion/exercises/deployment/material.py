@@ -30,7 +30,8 @@ class Requirements:
         Throughput over the naive server's, the middle of the rounds.
     judged, each_round, rounds : int
         How many texts are judged, how many each round of the race takes, and how many rounds it has.
-    ready_seconds, drain_seconds : float
+    ready_seconds, reply_seconds, drain_seconds : float
+        How long it may take to start, to answer the first texts, and to stop.
     """
 
     close: float = 1e-4
@@ -43,6 +44,7 @@ class Requirements:
     each_round: int = 96
     rounds: int = 3
     ready_seconds: float = 60.0
+    reply_seconds: float = 30.0
     drain_seconds: float = 20.0
 
 

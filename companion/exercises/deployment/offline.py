@@ -19,8 +19,10 @@ from typing import Any
 
 __all__ = ["ModelFacts", "facts_of", "main", "read_facts"]
 
-_INTEGER = ("MatMulInteger", "MatMulIntegerToFloat", "DynamicQuantizeMatMul", "QLinearMatMul", "QGemm")
-_INTEGER += ("QAttention", "ConvInteger", "QLinearConv")
+_INTEGER = (
+    *("MatMulInteger", "MatMulIntegerToFloat", "DynamicQuantizeMatMul", "QLinearMatMul", "QGemm"),
+    *("QAttention", "ConvInteger", "QLinearConv"),
+)
 _FLOAT = ("MatMul", "FusedMatMul", "Gemm", "FusedGemm", "MatMulNBits", "Attention", "Conv", "FusedConv")
 _SECONDS = 300.0
 
@@ -173,7 +175,7 @@ def _size(file: Path) -> float:
     graph = onnx.load(str(file), load_external_data=False).graph
     numbers = sum(math.prod(tensor.dims) for tensor in graph.initializer)
     files = [one for one in file.parent.iterdir() if one.name.startswith(file.name) and one.is_file()]
-    return sum(one.stat().st_size for one in files) / max(1, 4 * numbers)
+    return float(sum(one.stat().st_size for one in files) / max(1, 4 * numbers))
 
 
 if __name__ == "__main__":

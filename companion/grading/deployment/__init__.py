@@ -20,6 +20,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 from companion.data.tasks import Example
 from companion.exercises.deployment import Material, Requirements, ServerInspection, draw, read_submission
@@ -89,7 +90,7 @@ def grade(
     return ServerGrade(inspection_from(said["inspection"]), tuple(said["isolation"]), errors, took)
 
 
-def _in_its_world(folder: Path, scratch: Path, material: Material, seconds: float) -> dict[str, object] | str:
+def _in_its_world(folder: Path, scratch: Path, material: Material, seconds: float) -> dict[str, Any] | str:
     """Start the world, and wait for what it says; in the end nothing of it runs."""
     job = {"folder": str(folder), "scratch": str(scratch), "material": asdict(material)}
     world = subprocess.Popen(
@@ -108,7 +109,7 @@ def _in_its_world(folder: Path, scratch: Path, material: Material, seconds: floa
             os.killpg(world.pid, signal.SIGKILL)
         world.wait()
     try:
-        said: dict[str, object] = json.loads(out)
+        said: dict[str, Any] = json.loads(out)
     except ValueError:
         last = (err.decode(errors="replace").strip().splitlines() or ["nothing was printed"])[-1]
         return f"the grading itself failed, look at this one by hand: {last[:200]}"
