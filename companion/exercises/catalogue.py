@@ -8,7 +8,7 @@ from companion.exercises.exercise import Exercise
 
 __all__ = ["NAMES", "load"]
 
-NAMES: tuple[str, ...] = ("distilbert", "broken-transformer")
+NAMES: tuple[str, ...] = ("distilbert", "broken-transformer", "deployment")
 """What `load` takes."""
 
 

@@ -18,7 +18,7 @@ from typing import Any
 
 from companion.grading import landlock, seccomp
 
-__all__ = ["enter_namespaces", "readable", "restrict"]
+__all__ = ["drop_privileges", "enter_namespaces", "readable", "restrict"]
 
 _NEW_MOUNTS, _NEW_USERS, _NEW_PIDS, _NEW_NETWORK = 0x00020000, 0x10000000, 0x20000000, 0x40000000
 _NEW_IPC = 0x08000000
@@ -78,7 +78,7 @@ def restrict(folder: Path, *, seconds: float, memory_bytes: int, file_bytes: int
     _limit(seconds, memory_bytes, file_bytes)
     paths = list(readable())
     if sys.platform == "linux":
-        if _drop_privileges(folder):
+        if drop_privileges(folder):
             made.append("no privileges")
         if landlock.restrict(paths, [folder, Path("/dev/null")]):
             made.append("landlock")
@@ -125,8 +125,19 @@ def _limit(seconds: float, memory_bytes: int, file_bytes: int) -> None:
             resource.setrlimit(kind, (most, most))
 
 
-def _drop_privileges(folder: Path) -> bool:
-    """Become nobody where Python can still be read as nobody; in any case keep no capability."""
+def drop_privileges(folder: Path) -> bool:
+    """Become nobody where Python can still be read as nobody; in any case keep no capability.
+
+    Parameters
+    ----------
+    folder : Path
+        Becomes nobody's.
+
+    Returns
+    -------
+    bool
+        Whether no capability is left.
+    """
     libc = ctypes.CDLL(None, use_errno=True)
     libc.prctl(_SET_DUMPABLE, 0, 0, 0, 0)
     libc.prctl(_SET_NO_NEW_PRIVS, 1, 0, 0, 0)

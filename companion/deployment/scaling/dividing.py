@@ -27,7 +27,7 @@ def check_alone(settings: ServerSettings, copies: str) -> None:
             f"rates would be counted in each of several {copies}, and a caller get more than "
             f"{settings.rate}: count them together with --redis redis://HOST:PORT/0."
         )
-    if getattr(settings, "rollout", None) is not None:
+    if settings.rollout is not None:
         raise ValueError(
             f"a rollout is steered in one process, and a canary in one of several {copies} would be in no "
             "other: use one process and more --workers, or several servers behind a load balancer."

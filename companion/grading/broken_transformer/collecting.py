@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import secrets
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -13,6 +11,7 @@ from typing import Any
 from companion.exercises.broken_transformer import HANDED_IN, Seed
 from companion.grading.broken_transformer import Grade, grade, nothing
 from companion.grading.sandbox import Sandbox
+from companion.grading.tables import cell, write_rows
 
 __all__ = ["Submission", "grade_all", "submissions_in", "write_table"]
 
@@ -45,11 +44,11 @@ class Submission:
         strangers = tuple(f"not dealt: {title}" for title in one.repairs.strangers)
         said = (*one.errors, *one.repairs.errors, *one.diagnosis.errors, *one.tests.errors, *strangers)
         return {
-            "name": _cell(self.name),
+            "name": cell(self.name),
             "total": f"{one.total:.1f}",
             **{name: f"{value:.1f}" for name, value in marks.items()},
             "dealt": "" if one.dealt is None else str(one.dealt),
-            "says": _cell(" | ".join((*said, *one.notes))),
+            "says": cell(" | ".join((*said, *one.notes))),
         }
 
 
@@ -66,7 +65,7 @@ def submissions_in(folder: str | Path) -> list[Path]:
     path = Path(folder)
     if not path.is_dir():
         raise FileNotFoundError(f"there is no folder {path}: expected one with a folder for each submission")
-    if any((path / name).is_file() for name in HANDED_IN):
+    if any((path / name).is_file() for name in (*HANDED_IN, "serve.toml")):
         raise ValueError(f"{path} is a submission itself: give the folder that the submissions lie in")
     found = [one for one in path.iterdir() if one.is_dir() and not one.is_symlink() and one.name[0] != "."]
     if not found:
@@ -109,17 +108,4 @@ def grade_all(
 
 def write_table(path: str | Path, submissions: Sequence[Submission]) -> None:
     """Write a csv file with a row for each submission: all of it, or nothing."""
-    text = io.StringIO()
-    writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(one.row() for one in submissions)
-    target = Path(path)
-    staging = target.with_name(f".{target.name}.part")
-    staging.write_text(text.getvalue(), encoding="utf-8", newline="")
-    staging.replace(target)
-
-
-def _cell(text: str) -> str:
-    """Return a text on one line that a spreadsheet does not run as a formula."""
-    line = " ".join(text.split())
-    return f"'{line}" if line[:1] in ("=", "+", "-", "@") else line
+    write_rows(path, COLUMNS, (one.row() for one in submissions))

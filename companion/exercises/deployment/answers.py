@@ -1,0 +1,174 @@
+"""Judges answers: are they the model's, are they right, are they probabilities, was it the small model."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from companion.exercises.deployment.asking import Reply
+from companion.exercises.deployment.findings import ServerFinding
+from companion.exercises.deployment.material import Requirements
+from companion.exercises.deployment.offline import ModelFacts
+
+__all__ = ["Served", "distance", "judge_answers", "judge_int8", "read_answer"]
+
+Served = tuple[float, ...]
+"""Probabilities in the order of the model's labels."""
+
+_FORM = 'status 200 and {"label": ..., "probabilities": {label: number, ...}}'
+
+
+def read_answer(reply: Reply, labels: Sequence[str]) -> Served | str:
+    """Return the numbers of an answer, or say what is wrong with its form."""
+    if reply.status != 200:
+        return reply.says()
+    try:
+        said = json.loads(reply.body)
+    except (ValueError, RecursionError):
+        return f"a body that is not JSON: {reply.says()}"
+    if not isinstance(said, dict):
+        return f"a {type(said).__name__} instead of an object"
+    numbers = said.get("probabilities")
+    if not isinstance(numbers, dict):
+        return f"an answer with {_few(said)}, and no object probabilities"
+    if set(numbers) != set(labels):
+        return f"probabilities for {_few(numbers)} instead of {', '.join(labels)}"
+    values = [numbers[label] for label in labels]
+    if not all(type(value) in (int, float) and math.isfinite(value) for value in values):
+        return f"probabilities that are no numbers: {str(values)[:80]}"
+    if said.get("label") not in labels:
+        return f"the label {str(said.get('label'))[:40]!r} instead of one of {', '.join(labels)}"
+    if values[labels.index(said["label"])] < max(values):
+        return f"the label {said['label']!r}, which has not the highest probability"
+    return tuple(map(float, values))
+
+
+def distance(one: Served, other: Sequence[float]) -> float:
+    """Return the largest difference between two rows of numbers."""
+    return max(abs(a - b) for a, b in zip(one, other, strict=True))
+
+
+def judge_answers(
+    replies: Sequence[Reply], facts: ModelFacts, truth: Sequence[int], wanted: Requirements
+) -> list[ServerFinding]:
+    """Judge the answers to labelled texts; `facts` holds the model's own to the same texts first.
+
+    Returns
+    -------
+    list of ServerFinding
+        ``answers``, ``accuracy``, ``probabilities``.
+    """
+    read = [read_answer(reply, facts.labels) for reply in replies]
+    ill = [one for one in read if isinstance(one, str)]
+    if ill:
+        return _ill_formed(ill, len(read))
+    rows = [one for one in read if not isinstance(one, str)]
+    apart = [distance(row, own) for row, own in zip(rows, facts.probabilities, strict=False)]
+    wrong = sum(one > wanted.close for one in apart)
+    return [
+        ServerFinding(
+            "answers",
+            wrong == 0,
+            f"each probability within {wanted.close:g} of what the handed-in model says alone",
+            f"{len(rows) - wrong} of {len(rows)} are the model's, the largest difference is {max(apart):.2g}",
+            "" if wrong == 0 else _why_other(apart, rows, facts),
+        ),
+        _accuracy(rows, truth, wanted),
+        _probabilities(rows, truth, wanted),
+    ]
+
+
+def judge_int8(facts: ModelFacts, answered: bool, wanted: Requirements) -> ServerFinding:
+    """Judge whether what answers is a graph that computes in whole numbers.
+
+    Parameters
+    ----------
+    facts : ModelFacts
+    answered : bool
+        Whether the server's answers are those of this graph: its rounding is in their last digits.
+    wanted : Requirements
+    """
+    expected = (
+        f"at least {wanted.integer_share:.0%} of the weights in integer products, a file of at most "
+        f"{wanted.size:.0%} of its numbers in 32 bits, and answers that are this graph's"
+    )
+    found = (
+        f"{facts.integer_products} integer and {facts.float_products} other products ran, "
+        f"{facts.integer_share:.0%} of the weights in the former, a file of {facts.size:.0%}"
+    )
+    if facts.integer_share < wanted.integer_share or facts.size > wanted.size:
+        advice = 'Export with precision="int8". Formats that store few bits and compute in 32 do not count.'
+        return ServerFinding("int8", False, expected, found, advice)
+    if not answered:
+        advice = "The folder is in eight bits, but the answers come from something else: serve this folder."
+        return ServerFinding("int8", False, expected, f"{found}, and answers of another model", advice)
+    return ServerFinding("int8", True, expected, found)
+
+
+def _ill_formed(ill: Sequence[str], count: int) -> list[ServerFinding]:
+    said = f"{len(ill)} of {count} replies are no answer, such as {ill[0]}"
+    advice = "The label, and the softmax of the logits: one number for each label, and all of them."
+    nothing = "nothing to judge, because not all replies are answers"
+    return [
+        ServerFinding("answers", False, _FORM, said, advice),
+        ServerFinding("accuracy", False, "answers to all texts", nothing, "Make `answers` pass first."),
+        ServerFinding("probabilities", False, _FORM, said, advice),
+    ]
+
+
+def _accuracy(rows: Sequence[Served], truth: Sequence[int], wanted: Requirements) -> ServerFinding:
+    right = sum(row.index(max(row)) == label for row, label in zip(rows, truth, strict=True)) / len(rows)
+    return ServerFinding(
+        "accuracy",
+        right >= wanted.accuracy,
+        f"at least {wanted.accuracy:.0%} right",
+        f"{right:.0%} of {len(rows)} texts that were written for this",
+        ""
+        if right >= wanted.accuracy
+        else "Train longer, or look whether labels are swapped: evaluate the folder with companion evaluate.",
+    )
+
+
+def _probabilities(rows: Sequence[Served], truth: Sequence[int], wanted: Requirements) -> ServerFinding:
+    expected = f"numbers from 0 to 1, a sum of 1, and a mean confidence within {wanted.calibration:g} of the "
+    expected += "share that is right"
+    outside = [row for row in rows if min(row) < -1e-6 or max(row) > 1 + 1e-6 or abs(sum(row) - 1) > 1e-3]
+    if outside:
+        shown = ", ".join(f"{value:.3g}" for value in outside[0])
+        found = f"{len(outside)} of {len(rows)} answers are no probabilities, such as {shown}"
+        return ServerFinding(
+            "probabilities", False, expected, found, "Logits are no confidence: apply the softmax."
+        )
+    right = sum(row.index(max(row)) == label for row, label in zip(rows, truth, strict=True)) / len(rows)
+    mean = sum(map(max, rows)) / len(rows)
+    good = abs(mean - right) <= wanted.calibration
+    found = f"a mean confidence of {mean:.2f} where {right:.2f} are right"
+    advice = "" if good else "The model is too sure or not sure enough: calibrate it, or train it less long."
+    return ServerFinding("probabilities", good, expected, found, advice)
+
+
+def _why_other(apart: Sequence[float], rows: Sequence[Served], facts: ModelFacts) -> str:
+    """Guess what differs, from how far and how often."""
+    middle = sorted(apart)[len(apart) // 2]
+    own = facts.probabilities[: len(rows)]
+    same = sum(row.index(max(row)) == one.index(max(one)) for row, one in zip(rows, own, strict=True))
+    if len(set(rows)) <= max(2, len(rows) // 10):
+        return "Hardly any two answers differ: they do not depend on the text."
+    if same < 0.9 * len(rows):
+        return (
+            "Other labels too: another model, padding that is not masked, or none at all. Run the handed-in "
+            "folder, and give it the attention mask."
+        )
+    if middle < 1e-3:
+        return "Close, but rounded, or cut at another length: give all digits, and cut at max_length tokens."
+    return (
+        "The labels agree and the digits do not: another precision of the same model answers (its FP32 "
+        "version?), or padding is not masked, or batches share one scale."
+    )
+
+
+def _few(names: Mapping[Any, Any]) -> str:
+    """Name the first fields of an object."""
+    return ", ".join(str(name)[:20] for name in list(names)[:4]) or "no fields"

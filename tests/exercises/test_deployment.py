@@ -1,0 +1,229 @@
+"""Exercise 3: the checks of a learner's parts, the folder that is dealt, and what an inspection says."""
+
+from __future__ import annotations
+
+import ast
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from companion import exercises
+from companion.exercises.deployment import (
+    CHECKS,
+    Requirements,
+    ServerInspection,
+    deal,
+    exercise,
+    read_submission,
+)
+from companion.exercises.deployment.answers import judge_answers, judge_int8, read_answer
+from companion.exercises.deployment.asking import Reply
+from companion.exercises.deployment.draining import clients_for
+from companion.exercises.deployment.findings import ServerFinding
+from companion.exercises.deployment.offline import ModelFacts, facts_of, read_facts
+from companion.exercises.deployment.submission import NAIVE, naive_server
+
+LABELS = ("negative", "positive")
+WANTED = Requirements(accuracy=0.75)
+
+
+def pad(rows: Any, pad_id: Any) -> Any:
+    longest = max(map(len, rows))
+    ids = [list(row) + [pad_id] * (longest - len(row)) for row in rows]
+    mask = [[1] * len(row) + [0] * (longest - len(row)) for row in rows]
+    return np.array(ids), np.array(mask)
+
+
+def softmax(logits: Any) -> Any:
+    shares = np.exp(logits - logits.max(axis=1, keepdims=True))
+    return shares / shares.sum(axis=1, keepdims=True)
+
+
+def unwritten(*_: Any) -> Any:
+    raise NotImplementedError
+
+
+@pytest.mark.parametrize(("step", "work"), [("padding", pad), ("probabilities", softmax)])
+def test_right_parts_pass_and_starters_are_not_done(step: str, work: Callable[..., Any]) -> None:
+    one = exercises.load("deployment")
+    for seed in range(5):
+        assert one.check(step, work, seed=seed), one.check(step, work, seed=seed)
+    assert one.check(step, unwritten).status == "not done yet"
+    assert len({one.hint(step).text for _ in range(3)}) == 3
+
+
+@pytest.mark.parametrize(
+    ("step", "work", "says"),
+    [
+        (
+            "padding",
+            lambda rows, pad_id: (pad(rows, pad_id)[0], np.ones_like(pad(rows, pad_id)[0])),
+            "padding is text",
+        ),
+        (
+            "padding",
+            lambda rows, pad_id: (pad(rows, pad_id)[0], pad(rows, pad_id)[0] != pad_id),
+            "integers|whole",
+        ),
+        (
+            "padding",
+            lambda rows, pad_id: (pad(rows, pad_id)[0], (pad(rows, pad_id)[0] != pad_id).astype(int)),
+            "count the tokens",
+        ),
+        ("padding", lambda rows, pad_id: pad(rows, 0), "other ids"),
+        ("padding", lambda rows, pad_id: pad(rows, pad_id)[0], "expected two arrays|shape"),
+        ("padding", lambda rows, pad_id: pad([row.append(9) or row for row in rows], pad_id), "changes"),
+        ("probabilities", lambda logits: logits, "these are the logits"),
+        ("probabilities", lambda logits: 1 / (1 + np.exp(-logits.astype(float))), "sigmoid"),
+        ("probabilities", lambda logits: np.exp(logits) / np.exp(logits).sum(1, keepdims=True), "subtract"),
+        ("probabilities", lambda logits: softmax(logits.T).T, "each column"),
+        ("probabilities", lambda logits: softmax(logits)[0], "shape"),
+    ],
+)
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")
+def test_each_known_mistake_is_named(step: str, work: Callable[..., Any], says: str) -> None:
+    results = [exercises.load("deployment").check(step, work, seed=seed) for seed in range(6)]
+    said = " ".join(result.says for result in results if result.status == "failed")
+    assert any(one in said for one in says.split("|")), said
+
+
+def test_the_model_step_tells_whole_numbers_from_others(
+    onnx_folder: Path, fp32_folder: Path, tmp_path: Path
+) -> None:
+    one = exercise(Requirements(accuracy=0.0, judged=8))
+    assert one.check("model", onnx_folder), one.check("model", onnx_folder)
+    wide = one.check("model", fp32_folder)
+    assert wide.status == "failed" and "precision" in wide.says
+    strict = exercise(Requirements(accuracy=1.01, judged=8)).check("model", onnx_folder)
+    assert "train longer" in strict.says
+    assert "no folder" in one.check("model", tmp_path / "none").says
+    assert one.check("model", None).status == "not done yet"
+    broken = tmp_path / "broken"
+    shutil.copytree(onnx_folder, broken)
+    (broken / "tokenizer.json").unlink()
+    assert "cannot be used" in one.check("model", broken).says
+
+
+def test_facts_are_the_same_in_a_process_of_its_own(onnx_folder: Path, fp32_folder: Path) -> None:
+    texts = ["The film was superb.", "The play was dull, we went there in spring."]
+    assert read_facts(onnx_folder, texts) == facts_of(onnx_folder, texts)
+    small, wide = facts_of(onnx_folder, texts), facts_of(fp32_folder, texts)
+    assert small.integer_share > 0.9 > 0.1 > wide.integer_share == 0
+    assert small.size < 0.6 < wide.size and small.float_products == 0 < wide.float_products
+    gap = max(
+        abs(a - b)
+        for one, two in zip(small.probabilities, wide.probabilities, strict=True)
+        for a, b in zip(one, two, strict=True)
+    )
+    assert gap > WANTED.close, "the last digits tell which of the two answered"
+
+
+def test_a_folder_is_dealt_whole_and_says_how_it_starts(tmp_path: Path, onnx_folder: Path) -> None:
+    folder = deal(tmp_path / "work")
+    assert {path.name for path in folder.iterdir()} == {"server.py", "serve.toml", "README.md"}
+    assert (folder / "server.py").read_text() == NAIVE.read_text()
+    assert all(name in (folder / "README.md").read_text() for name in CHECKS)
+    with pytest.raises(ValueError, match="is there already"):
+        deal(folder)
+    with pytest.raises(FileNotFoundError, match=r"no model/model\.onnx"):
+        read_submission(folder)
+    shutil.copytree(onnx_folder, folder / "model")
+    read = read_submission(folder)
+    assert read.argv(7) == ["python", "server.py"] and read.environment(7)["PORT"] == "7"
+    (folder / "serve.toml").write_text('command = ["x", "--at={port}", "{model}"]')
+    assert read_submission(folder).argv(7) == ["x", "--at=7", str(folder / "model")]
+    assert naive_server(read).model == read.model
+
+
+def test_the_naive_server_has_each_of_its_faults() -> None:
+    source = NAIVE.read_text()
+    [predict] = [node for node in ast.walk(ast.parse(source)) if getattr(node, "name", "") == "predict"]
+    body = ast.unparse(predict)
+    assert isinstance(predict, ast.AsyncFunctionDef) and "await asyncio" not in body
+    assert "InferenceSession(" in body and "ones_like" in body and "'confidence': float(logits" in body
+
+
+def facts(count: int) -> ModelFacts:
+    rows = tuple((0.9 - place / 1000, 0.1 + place / 1000) for place in range(count))
+    return ModelFacts(LABELS, rows, 3, 0, 1.0, 0.3)
+
+
+def reply(shares: Any, **changes: Any) -> Reply:
+    said = {
+        "label": LABELS[int(shares[1] > shares[0])],
+        "probabilities": dict(zip(LABELS, shares, strict=True)),
+    }
+    return Reply(200, json.dumps(said | changes).encode(), "application/json")
+
+
+def findings(replies: list[Reply], truth: list[int]) -> dict[str, ServerFinding]:
+    return {one.check: one for one in judge_answers(replies, facts(len(replies)), truth, WANTED)}
+
+
+def test_answers_are_judged_by_the_models_own() -> None:
+    own = facts(20)
+    good = findings([reply(row) for row in own.probabilities], [0] * 20)
+    assert all(one.passed for one in good.values()) and judge_int8(own, True, WANTED).passed
+    assert not findings([reply(row) for row in own.probabilities], [1] * 20)["accuracy"].passed
+    same = findings([reply((0.9, 0.1))] * 20, [0] * 20)
+    assert "do not depend on the text" in same["answers"].advice
+    turned = findings([reply(row[::-1]) for row in own.probabilities], [0] * 20)
+    assert "attention mask" in turned["answers"].advice
+    other = findings([reply((a - 0.02, b + 0.02)) for a, b in own.probabilities], [0] * 20)
+    assert "FP32" in other["answers"].advice and not judge_int8(own, other["answers"].passed, WANTED).passed
+    rounded = findings([reply((a + 0.0003, b - 0.0003)) for a, b in own.probabilities], [0] * 20)
+    assert "rounded" in rounded["answers"].advice
+    doubled = findings([reply((2 * a, 2 * b)) for a, b in own.probabilities], [0] * 20)
+    assert "softmax" in doubled["probabilities"].advice
+
+
+@pytest.mark.parametrize(
+    ("answer", "says"),
+    [
+        (Reply(500, b"oh no"), "500 oh no"),
+        (Reply(trouble="no reply (timed out)"), "timed out"),
+        (Reply(200, b"<html>"), "not JSON"),
+        (Reply(200, b"[1]"), "a list"),
+        (Reply(200, b"[" * 100_000), "not JSON"),
+        (Reply(200, b'{"label": "positive", "confidence": 3.2}'), "label, confidence"),
+        (reply((0.1, 0.9), probabilities={"positive": 1.0}), "positive instead of negative, positive"),
+        (reply((0.1, 0.9), probabilities={"positive": "0.9", "negative": 0.1}), "no numbers"),
+        (reply((0.1, 0.9), probabilities={"positive": float("nan"), "negative": 0.1}), "no numbers"),
+        (reply((0.1, 0.9), label="negative"), "not the highest"),
+        (reply((0.1, 0.9), label=["positive"]), "instead of one of"),
+    ],
+)
+def test_what_is_no_answer_is_said_and_never_raised(answer: Reply, says: str) -> None:
+    read = read_answer(answer, LABELS)
+    assert isinstance(read, str) and says in read, read
+    assert not any(one.passed for one in findings([answer], [1]).values())
+
+
+@given(st.binary(max_size=200))
+def test_no_body_breaks_the_reader(body: bytes) -> None:
+    assert isinstance(read_answer(Reply(200, body), LABELS), str | tuple)
+
+
+@given(st.floats(min_value=0.01, max_value=1e5))
+def test_clients_are_enough_and_not_too_many(rate: float) -> None:
+    assert 8 <= clients_for(rate) <= 128
+
+
+def test_wrong_answers_are_worth_nothing() -> None:
+    def inspected(*failed: str) -> ServerInspection:
+        return ServerInspection(tuple(ServerFinding(name, name not in failed, "a", "b") for name in CHECKS))
+
+    assert (
+        inspected().score == 100 and inspected().passed and sum(marks for _, marks in CHECKS.values()) == 100
+    )
+    assert inspected("int8").score == 100 - CHECKS["int8"][1] and not inspected("int8").passed
+    assert inspected("answers").score == 0
+    assert not ServerInspection(()).passed and ServerInspection(()).score == 0
+    assert "✗ int8: found b; expected a" in str(inspected("int8"))
