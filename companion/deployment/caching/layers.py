@@ -135,7 +135,7 @@ def read_certificate(file: Path) -> Certificate:
         found = Certificate.from_dict(json.loads(file.read_text(encoding="utf-8")))
     except ValueError as error:
         raise ValueError(
-            f"{file} is no certificate: {error} Expected what certify(...).to_dict() gives, as JSON."
+            f"{file} is no certificate: {error} Expected certify(...).to_dict() as JSON."
         ) from None
     if found.threshold is None:
         raise ValueError(
