@@ -14,7 +14,8 @@ from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from companion.deployment.app import Load, create_app
+from companion.deployment.app import create_app
+from companion.deployment.assembly import Load
 from companion.deployment.configuration import ServerSettings
 from companion.deployment.logs import messages_logged
 

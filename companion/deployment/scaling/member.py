@@ -12,7 +12,8 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from companion.deployment.app import Load, create_app
+from companion.deployment.app import create_app
+from companion.deployment.assembly import Load
 from companion.deployment.configuration import ServerSettings
 from companion.deployment.draining import DrainingServer
 from companion.deployment.logs import messages_logged

@@ -12,7 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from companion.deployment.app import Load, create_app, load_onnx
+from companion.deployment.app import create_app, load_onnx
+from companion.deployment.assembly import Load
 from companion.deployment.configuration import ServerSettings
 from companion.deployment.scaling.dividing import check_alone
 from companion.settings import get_settings

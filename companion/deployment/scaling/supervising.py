@@ -23,7 +23,8 @@ from multiprocessing.context import SpawnProcess
 from pathlib import Path
 from typing import Any
 
-from companion.deployment.app import Load, load_onnx
+from companion.deployment.app import load_onnx
+from companion.deployment.assembly import Load
 from companion.deployment.configuration import ServerSettings
 from companion.deployment.metrics import METRICS_FOLDER, bury_the_dead
 from companion.deployment.scaling.board import Board

@@ -172,7 +172,7 @@ def parts_of(settings: StackSettings, state: Path, ports: Mapping[str, int]) -> 
 
 def _parts(settings: StackSettings, state: Path, ports: Mapping[str, int]) -> Iterator[Part]:
     for name in part_names(settings):
-        port = ports[name]
+        port, command = ports[name], tuple[str, ...]()
         if name == "redis":
             yield Part(name, port, (find_program(name), str(state / "redis.conf")))
         elif name == "nginx":
