@@ -129,7 +129,7 @@ def _or_nothing(read: Any) -> float:
 
 @contextmanager
 def started(
-    candidate: Candidate, python: Path, folder: Path, log: Path, *flags: str, limit_s: float = 180
+    candidate: Candidate, python: Path, folder: Path, log: Path, *flags: str, limit_s: float = 300
 ) -> Iterator[Started]:
     """Start a server, wait until it answers, and leave nothing of it behind."""
     port = free_port()

@@ -16,7 +16,7 @@ from companion.deployment import create_app
 from companion.deployment.answering import Question
 from companion.deployment.batching import BatchingLimits
 from companion.deployment.batching.batcher import Batcher
-from companion.inference.predictor import OnnxPredictor
+from companion.inference.predictor import OnnxPredictor, probabilities_of
 from companion.inference.throughput.cost import BatchCost
 
 WORDS = ("the", "film", "was", "terrible", "wonderful", "we", "went", "there", "spring", "zebra", "!", "日本")
@@ -131,3 +131,14 @@ def test_a_hundred_thousand_characters_hold_up_nobody(onnx_folder, predictor):
     assert len(long) > 100_000
     assert answer.values == tuple(float(value) for value in predictor.probabilities([long])[0])
     assert turns > 10, "the loop had its turns meanwhile"
+
+
+@settings(deadline=None, derandomize=True)
+@given(
+    seed=st.integers(0, 10**6), rows=st.integers(1, 20), labels=st.integers(1, 40), scale=st.floats(0.01, 80)
+)
+def test_the_softmax_of_a_text_is_the_same_in_company(seed, rows, labels, scale):
+    logits = np.random.default_rng(seed).normal(0, scale, (rows, labels)).astype(np.float32)
+    together = probabilities_of(logits, is_regression=False)
+    alone = [probabilities_of(logits[row : row + 1], is_regression=False) for row in range(rows)]
+    assert np.array_equal(together, np.concatenate(alone))
