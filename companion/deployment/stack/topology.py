@@ -171,6 +171,7 @@ def parts_of(settings: StackSettings, state: Path, ports: Mapping[str, int]) -> 
 
 
 def _parts(settings: StackSettings, state: Path, ports: Mapping[str, int]) -> Iterator[Part]:
+    command: tuple[str, ...]
     for name in part_names(settings):
         port, command = ports[name], tuple[str, ...]()
         if name == "redis":
