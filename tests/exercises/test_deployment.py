@@ -5,7 +5,9 @@ from __future__ import annotations
 import ast
 import json
 import shutil
+import threading
 from collections.abc import Callable
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +26,7 @@ from companion.exercises.deployment import (
     read_submission,
 )
 from companion.exercises.deployment.answers import judge_answers, judge_int8, read_answer
-from companion.exercises.deployment.asking import Reply
+from companion.exercises.deployment.asking import Reply, ask_all
 from companion.exercises.deployment.draining import clients_for
 from companion.exercises.deployment.findings import ServerFinding
 from companion.exercises.deployment.offline import ModelFacts, facts_of, read_facts
@@ -214,6 +216,35 @@ def test_no_body_breaks_the_reader(body: bytes) -> None:
 @given(st.floats(min_value=0.01, max_value=1e5))
 def test_clients_are_enough_and_not_too_many(rate: float) -> None:
     assert 8 <= clients_for(rate) <= 32
+
+
+@pytest.mark.parametrize(("keep", "connections"), [(True, 1), (False, 6)])
+def test_each_text_is_asked_once_over_a_kept_connection_or_fresh_ones(keep: bool, connections: int) -> None:
+    seen: list[tuple[int, bytes]] = []
+
+    class Noting(BaseHTTPRequestHandler):
+        protocol_version = "HTTP/1.1"
+
+        def do_POST(self) -> None:
+            body = self.rfile.read(int(self.headers["Content-Length"]))
+            seen.append((self.client_address[1], body))
+            self.send_response(200)
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, *arguments: object) -> None:
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Noting) as server:
+        server.daemon_threads = True
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        texts = [f"text {number}" for number in range(6)]
+        replies = ask_all(server.server_port, texts, clients=1, keep=keep)
+        server.shutdown()
+    assert [json.loads(reply.body)["text"] for reply in replies] == texts
+    assert [json.loads(body)["text"] for _, body in seen] == texts
+    assert len({port for port, _ in seen}) == connections
 
 
 def test_wrong_answers_are_worth_nothing() -> None:
