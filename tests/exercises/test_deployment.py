@@ -215,7 +215,7 @@ def test_no_body_breaks_the_reader(body: bytes) -> None:
 
 @given(st.floats(min_value=0.01, max_value=1e5))
 def test_clients_are_enough_and_not_too_many(rate: float) -> None:
-    assert 8 <= clients_for(rate) <= 32
+    assert 8 <= clients_for(rate) <= 64
 
 
 @pytest.mark.parametrize(("keep", "connections"), [(True, 1), (False, 6)])
