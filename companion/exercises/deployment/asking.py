@@ -111,6 +111,7 @@ class Asker:
                     raise OSError("the reply has more than a mebibyte")
                 if time.monotonic() - sent > self._timeout:
                     raise TimeoutError("timed out")
+            response.close()  # read1 leaves it open at its end, and the connection could not be used again
         except (OSError, http.client.HTTPException, ValueError) as error:
             self._connection.close()
             said = " ".join(str(error).split()) or type(error).__name__

@@ -15,18 +15,18 @@ from companion.exercises.deployment.processes import ServerProcess
 
 __all__ = ["clients_for", "judge_drain"]
 
-_BEFORE_S, _LOAD_S = 0.1, 0.8
+_BEFORE_S, _LOAD_S = 0.05, 0.8
 """A request that was sent less than this before the signal may not have reached the server yet."""
 _STRAY = 0.1
 """Of the others, on a busy machine, this share may not have either. Who does not drain loses nearly all."""
-_FEWEST, _MOST = 8, 128
+_FEWEST, _MOST = 8, 64
 _BY_SIGNAL = -15
 """uvicorn answers all it accepted and then ends by the signal itself: that is a clean end too."""
 
 
 def clients_for(rate: float) -> int:
-    """Return how many clients keep a server of this rate, in requests a second, busy for half a second."""
-    return max(_FEWEST, min(_MOST, round(rate / 2)))
+    """Return how many clients keep a server of this rate, in requests a second, busy for a third of a second."""
+    return max(_FEWEST, min(_MOST, round(rate / 3)))
 
 
 def judge_drain(

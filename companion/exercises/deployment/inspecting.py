@@ -150,7 +150,7 @@ def _look(
             findings = [ServerFinding("ready", True, expected, f"after {waited:.1f} s")]
             replies, rate = _ask(server.port, texts, facts, wanted.reply_seconds)
             findings += judge_answers(replies, facts, material.labels[: len(replies)], wanted)
-            if not any(reply.status for reply in replies):
+            if 2 * sum(not reply.status for reply in replies) > len(replies):
                 return findings  # it hangs: nothing more can be learnt, and each question takes a minute
             answered = next(one.passed for one in findings if one.check == "answers")
             close, row = wanted.close, facts.probabilities[0]
@@ -165,9 +165,30 @@ def _look(
             ]
             if server.ended is None:
                 findings.append(judge_drain(server, texts, facts, wanted, clients=clients_for(rate)))
-            return findings
+        if "under way lost" in findings[-1].found:
+            findings[-1] = _drain_again(submission, material, site, facts, findings[-1], clients_for(rate))
+        return findings
     except OSError as error:
         return [ServerFinding("ready", False, expected, f"it cannot be started ({error})", _START)]
+
+
+def _drain_again(
+    submission: ServerSubmission,
+    material: Material,
+    site: Site,
+    facts: ModelFacts,
+    first: ServerFinding,
+    clients: int,
+) -> ServerFinding:
+    """Stop it under load twice more: on a busy machine requests wait where the server has not seen them."""
+    for _ in range(2):
+        with site.running(submission) as server:
+            if server.ready_within(material.requirements.ready_seconds) is None:
+                break
+            found = judge_drain(server, material.texts, facts, material.requirements, clients=clients)
+        if found.passed and not found.found.startswith("0 of 0"):
+            return found
+    return first
 
 
 def _ask(port: int, texts: Sequence[str], facts: ModelFacts, patience: float) -> tuple[list[Reply], float]:

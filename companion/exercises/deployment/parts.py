@@ -111,16 +111,17 @@ def _examine_probabilities(work: Any, probe: Probe) -> str:
         right = exact / exact.sum(axis=1, keepdims=True)
         if not np.allclose(found, right, atol=_CLOSE):
             sums = np.asarray(found.sum(axis=1)).round(3).tolist()
-            why = _why(found, logits, exact)
+            why = _why(found, logits)
             probe.fail(what, right.round(3).tolist(), f"{found.round(3).tolist()}, with sums {sums}", why)
     return "each row is the softmax of its logits."
 
 
-def _why(found: np.ndarray[Any, Any], logits: np.ndarray[Any, Any], exact: np.ndarray[Any, Any]) -> str:
+def _why(found: np.ndarray[Any, Any], logits: np.ndarray[Any, Any]) -> str:
     """Name a mistake that is known."""
     if np.allclose(found, logits):
         return "these are the logits: scores without a unit, that sum to nothing"
-    if np.allclose(found, exact / exact.sum(axis=0, keepdims=True), atol=_CLOSE):
+    columns = np.exp(logits.astype(np.float64) - logits.max(axis=0))
+    if np.allclose(found, columns / columns.sum(axis=0), atol=_CLOSE):
         return "each column sums to 1 instead of each row: sum over the labels, axis=1"
     if np.allclose(found, 1 / (1 + np.exp(-logits.astype(np.float64))), atol=_CLOSE):
         return "that is the sigmoid of each logit: it does not compare the labels"
