@@ -32,7 +32,7 @@ from companion.deployment.predicting import errors
 from companion.deployment.problems import on_http_exception, on_validation_error
 from companion.deployment.rates import RateLimiter, RedisWindows
 from companion.deployment.schemas import Limits, Live, Ready
-from companion.deployment.service import ModelService, ServedModel
+from companion.deployment.service import ModelService, ServedModel, is_ready
 from companion.deployment.short_way import ShortWay
 
 if TYPE_CHECKING:
@@ -218,6 +218,6 @@ _NUMBERS: dict[int | str, dict[str, Any]] = {
 def metrics(request: Request) -> Response:  # in a thread: with several workers it reads files
     """Give the numbers that Prometheus collects."""
     numbers: ServerMetrics = request.app.state.metrics
-    numbers.ready(request.app.state.service.is_ready)
+    numbers.ready(is_ready(request.app.state.service))
     content, media_type = numbers.render(request.headers.get("accept", ""))
     return Response(content, media_type=media_type)

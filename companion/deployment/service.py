@@ -19,7 +19,7 @@ from companion.deployment.problems import MODEL_FAILED, NOT_READY, ProblemError
 if TYPE_CHECKING:
     from companion.deployment.batching.batcher import Batcher
 
-__all__ = ["ModelService", "ServedModel", "Versioned"]
+__all__ = ["ModelService", "ServedModel", "Versioned", "is_ready"]
 
 logger = logging.getLogger("companion.deployment")
 
@@ -137,15 +137,6 @@ class ModelService:
         if reason := batcher.stuck():
             raise refusals.stuck(reason)
 
-    @property
-    def is_ready(self) -> bool:
-        """Whether `check_ready` would let pass."""
-        try:
-            self.check_ready()
-        except ProblemError:
-            return False
-        return True
-
     def drain(self) -> None:
         """Let no further request in (see `refusal`).
 
@@ -168,3 +159,22 @@ class ModelService:
 
 def _log(error: Exception) -> None:
     logger.error("the model could not be loaded: %s", error)
+
+
+def is_ready(service: ModelService) -> bool:
+    """Say whether `check_ready` lets pass.
+
+    Parameters
+    ----------
+    service : ModelService
+        Or what stands in its place.
+
+    Returns
+    -------
+    bool
+    """
+    try:
+        service.check_ready()
+    except ProblemError:
+        return False
+    return True

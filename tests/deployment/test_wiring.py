@@ -164,7 +164,7 @@ def test_without_a_setting_there_is_no_rollout(client):
     assert answer.json()["code"] == "not-found"
     assert "admin" not in client.request("GET", "/openapi.json").text
     described = [layer.cls.__name__ for layer in client.app.user_middleware]
-    assert described == ["RequestContext", "AccessGate", "RequestDeadline", "BodyLimit"]
+    assert described == ["RequestContext", "AccessGate", "RequestDeadline", "BodyLimit", "ShortWay"]
     assert "x-model-version" not in client.predict({"text": "x"}, **{"X-Rollout": "nonsense"}).headers
 
 

@@ -17,9 +17,9 @@ from companion.deployment.assembly import Load
 from companion.deployment.configuration import ServerSettings
 from companion.deployment.draining import DrainingServer
 from companion.deployment.logs import messages_logged
-from companion.deployment.problems import ProblemError
 from companion.deployment.scaling.accepting import SharedPort
 from companion.deployment.scaling.board import Board
+from companion.deployment.service import is_ready
 
 if TYPE_CHECKING:
     import uvicorn
@@ -112,7 +112,7 @@ def run_member(member: Membership, listener: socket.socket, parent: Connection) 
                 listener,
                 member.board,
                 member.process,
-                ready=lambda: _is_ready(service),
+                ready=lambda: is_ready(service),
                 connections=lambda: len(server.server_state.connections),
                 protocol=server.protocol,
             )
@@ -156,11 +156,3 @@ async def _tell(server: uvicorn.Server, service: ModelService, parent: Connectio
 def _send(parent: Connection, what: str, detail: str) -> None:
     with suppress(OSError):  # it has ended, and this process will too
         parent.send((what, detail))
-
-
-def _is_ready(service: ModelService) -> bool:
-    try:
-        service.check_ready()
-    except ProblemError:
-        return False
-    return True

@@ -25,7 +25,7 @@ _BY_SIGNAL = -15
 
 
 def clients_for(rate: float) -> int:
-    """Return how many clients keep a server of this rate, in requests a second, busy for a third of a second."""
+    """Return how many clients keep a server of this rate (requests a second) busy for a third of a second."""
     return max(_FEWEST, min(_MOST, round(rate / 3)))
 
 
