@@ -17,7 +17,6 @@ from companion.deployment.assembly import Load
 from companion.deployment.configuration import ServerSettings
 from companion.deployment.draining import DrainingServer
 from companion.deployment.logs import messages_logged
-from companion.deployment.problems import ProblemError
 from companion.deployment.scaling.accepting import SharedPort
 from companion.deployment.scaling.board import Board
 
@@ -112,7 +111,7 @@ def run_member(member: Membership, listener: socket.socket, parent: Connection) 
                 listener,
                 member.board,
                 member.process,
-                ready=lambda: _is_ready(service),
+                ready=lambda: service.is_ready,
                 connections=lambda: len(server.server_state.connections),
                 protocol=server.protocol,
             )
@@ -156,11 +155,3 @@ async def _tell(server: uvicorn.Server, service: ModelService, parent: Connectio
 def _send(parent: Connection, what: str, detail: str) -> None:
     with suppress(OSError):  # it has ended, and this process will too
         parent.send((what, detail))
-
-
-def _is_ready(service: ModelService) -> bool:
-    try:
-        service.check_ready()
-    except ProblemError:
-        return False
-    return True
