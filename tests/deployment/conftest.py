@@ -7,7 +7,7 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -29,16 +29,6 @@ class FakeTokens:
 
     ids: list[int]
     type_ids: list[int]
-
-
-def pytest_configure(config: pytest.Config) -> None:
-    config.addinivalue_line("markers", "slow: takes minutes; runs when it is chosen with -m slow")
-
-
-@pytest.fixture(autouse=True)
-def _slow_only_when_chosen(request: pytest.FixtureRequest) -> None:
-    if request.node.get_closest_marker("slow") and "slow" not in request.config.option.markexpr:
-        pytest.skip("takes minutes: choose it with -m slow")
 
 
 @dataclass
@@ -174,6 +164,37 @@ def running_client() -> Iterator[Callable[[FastAPI], Client]]:
             return client
 
         yield start
+
+
+@pytest.fixture
+def everything(
+    serving: Callable[..., Client], model: FakeModel, tmp_path: Path
+) -> tuple[Client, dict[str, Any], dict[str, str]]:
+    """Return a server with keys, quotas, a cache, a rollout and small limits, its description, and its keys.
+
+    Every folder is a version that it can load.
+    """
+    from companion.deployment.keys import add_key
+    from companion.deployment.rollout import VersionFacts
+
+    token, _ = add_key(tmp_path / "keys", "fuzz")
+    (tmp_path / "admin.key").write_text("an-admin-key-of-enough-characters")
+
+    def version(folder: Path) -> str:
+        return "v-test" if folder == Path("fake").resolve() else "v-other"
+
+    client = serving(
+        Limits(characters=40, body_bytes=4000, batch_texts=5, batch_characters=100),
+        api_keys=tmp_path / "keys",
+        rate="1000000/second",
+        cache="memory",
+        rollout=tmp_path / "state.json",
+        admin_key=tmp_path / "admin.key",
+        load=lambda folder, threads: replace(model, manifest=SimpleNamespace(model_version=version(folder))),
+        inspect=lambda folder: VersionFacts(version(folder), model.labels, False, "tokens"),
+    )
+    headers = {"X-API-Key": token, "X-Admin-Key": (tmp_path / "admin.key").read_text()}
+    return client, client.request("GET", "/openapi.json", headers=headers).json(), headers
 
 
 @pytest.fixture

@@ -41,7 +41,7 @@ class Bench:
         self.clock = Clock()
         self.limits = dataclasses.replace(BatchingLimits(), **limits)
         self.estimates = Estimates(cost, max_length=128)
-        self.estimates._seconds_per_character = 0.0  # round numbers
+        self.estimates.encoding_s = lambda characters: 0.0  # round numbers
         self.heartbeat = Heartbeat(workers, stuck_after_s=self.limits.stuck_after_s, clock=self.clock)
         self.line = Line(self.limits, self.estimates, self.heartbeat, clock=self.clock)
 
@@ -354,6 +354,30 @@ def test_tokens_are_guessed_from_characters():
     assert estimates.tokens(100) == pytest.approx(52, abs=2)
     assert estimates.encoding_s(1000) == pytest.approx(1e-3, rel=0.1)
     estimates.encoded(0, 1, 1e-3, cut=False)
+
+
+@pytest.mark.parametrize("seed", range(5))
+@pytest.mark.parametrize("interrupted", [0.0, 0.1, 0.3])
+@pytest.mark.parametrize("slower", [0.5, 1.0, 20.0])
+def test_short_texts_do_not_make_long_ones_look_endless(seed, interrupted, slower):
+    """A call costs something whatever its text; and now and then something else runs meanwhile."""
+    rng, estimates = random.Random(seed), Estimates(CHEAP, max_length=128)
+
+    def call(characters):
+        seconds = slower * (4e-5 + 4e-7 * characters) * rng.uniform(0.8, 1.5)
+        if rng.random() < interrupted:
+            seconds += rng.uniform(0, 0.1)
+        estimates.encoded(characters, characters, seconds, cut=False)
+
+    truth = slower * (4e-5 + 4e-7 * 100_000)
+    for _ in range(300):
+        call(rng.choice((2, 5, 32, 45, 240)))
+        assert estimates.encoding_s(100_000) < 8 * truth + 0.03
+    for _ in range(100):
+        call(rng.choice((2, 5, 32, 45, 240)))
+        call(100_000)
+    assert truth / 4 < estimates.encoding_s(100_000) < 2 * truth  # what interrupts does not count in full
+    assert 0 <= estimates.encoding_s(2) < 100 * slower * 4e-5
 
 
 # --- heartbeat

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from collections import Counter
-from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 import requests
@@ -18,9 +17,7 @@ from schemathesis.config import SchemathesisConfig
 from schemathesis.specs.openapi.checks import response_schema_conformance
 
 from companion.deployment import Limits, ServerSettings, create_app
-from companion.deployment.keys import add_key
 from companion.deployment.problems import PROBLEMS
-from companion.deployment.rollout import VersionFacts
 
 REFUSALS = {"checks": {"negative_data_rejection": {"expected-statuses": [401, 404, 409, 413, 415, 422]}}}
 """Schemathesis' own list has no 413, and a batch of too many items is that."""
@@ -58,36 +55,12 @@ WITH_INPUT = ASKING + STEERING
 # What the schema cannot say of a valid request: that the shape and the data of KServe's agree, that there is
 # such a folder, that a rollout is in the stage for this.
 ACCEPTS_ALL = tuple(name for name in ASKING if name != "kserve_infer")
-ADMIN_KEY = "an-admin-key-of-enough-characters"
 
 
-@pytest.fixture
-def everything(serving, model, tmp_path):
-    """A server with keys, quotas, a rollout and small limits, its description, and its keys.
-
-    Every folder is a version that it can load.
-    """
-    token, _ = add_key(tmp_path / "keys", "fuzz")
-    (tmp_path / "admin.key").write_text(ADMIN_KEY)
-    limits = Limits(characters=40, body_bytes=4000, batch_texts=5, batch_characters=100)
-
-    def version(folder):
-        return "v-test" if folder == Path("fake").resolve() else "v-other"
-
-    client = serving(
-        limits,
-        api_keys=tmp_path / "keys",
-        rate="1000000/second",
-        cache="memory",
-        rollout=tmp_path / "state.json",
-        admin_key=tmp_path / "admin.key",
-        load=lambda folder, threads: replace(model, manifest=SimpleNamespace(model_version=version(folder))),
-        inspect=lambda folder: VersionFacts(version(folder), model.labels, False, "tokens"),
-    )
-    headers = {"X-API-Key": token, "X-Admin-Key": ADMIN_KEY}
-    description = client.request("GET", "/openapi.json", headers=headers).json()
-    schema = schemathesis.openapi.from_dict(description, config=SchemathesisConfig.from_dict(REFUSALS))
-    return client, schema, headers
+def described(document, *, keys):
+    """Read a description; `keys` says whether cases have made-up keys, in place of none."""
+    config = REFUSALS | {"generation": {"with-security-parameters": keys}}
+    return schemathesis.openapi.from_dict(document, config=SchemathesisConfig.from_dict(config))
 
 
 def operation_of(schema, name):
@@ -115,7 +88,8 @@ def check(case, answer, extra=()):
 
 
 def fuzz(everything, name, mode, count, extra=(), seed=0):
-    client, schema, headers = everything
+    client, document, headers = everything
+    schema = described(document, keys=mode == NEGATIVE)
     statuses: Counter[int] = Counter()
     phases = [Phase.generate]  # shrinking would send another thousand
 
@@ -138,7 +112,7 @@ def fuzz(everything, name, mode, count, extra=(), seed=0):
 
 
 def test_the_list_is_complete(everything):
-    _, schema, _ = everything
+    schema = described(everything[1], keys=False)
     names = {result.ok().definition.raw["operationId"] for result in schema.get_all_operations()}
     assert names == set(OPERATIONS)
 
@@ -150,7 +124,7 @@ def test_good_input(everything, name):
     # Where good input may be refused (shape and data of `infer` agree by luck), test_kserve.py has its 200.
     assert statuses[200] > 0 or name not in ("live", "ready", "metrics", *ACCEPTS_ALL), statuses
     if name.startswith("rollout"):
-        assert set(statuses) <= {200, 401, 409, 422}, statuses
+        assert set(statuses) <= {200, 409, 422}, statuses
 
 
 def test_a_rollout_answers_by_its_description_in_every_stage(everything, tmp_path):
@@ -160,13 +134,12 @@ def test_a_rollout_answers_by_its_description_in_every_stage(everything, tmp_pat
         body = {"folder": str(tmp_path)} if path == "/load" else None
         return client.request("POST", f"/admin/rollout{path}", json=body, headers=headers).status_code
 
-    # 401: schemathesis makes up keys as well.
     for before, expected in (([], 409), (["/load"], 200), (["/load", "/promote"], 409)):
         assert [post(path) for path in before] == [200] * len(before)
         for name in ("rollout_canary", "rollout_shadow"):
-            assert set(fuzz(everything, name, POSITIVE, 5)) - {401} == {expected}
+            assert set(fuzz(everything, name, POSITIVE, 5)) == {expected}
         for name in ("rollout_status", "predict"):
-            assert set(fuzz(everything, name, POSITIVE, 5)) - {401} == {200}
+            assert set(fuzz(everything, name, POSITIVE, 5)) == {200}
         fuzz(everything, "rollout_load", POSITIVE, 5)
         fuzz(everything, "kserve_infer", POSITIVE, 5)
         post("/unload")
@@ -183,16 +156,6 @@ def refused_where_it_must(statuses):
 @pytest.mark.parametrize("name", WITH_INPUT)
 def test_bad_input(everything, name):
     refused_where_it_must(fuzz(everything, name, NEGATIVE, 25, [checks.negative_data_rejection]))
-
-
-@pytest.mark.slow
-@pytest.mark.timeout(7200)
-@pytest.mark.parametrize("name", WITH_INPUT)
-def test_ten_thousand_bad_inputs(everything, name):
-    count = 10_000 // len(WITH_INPUT)
-    statuses = fuzz(everything, name, NEGATIVE, count, [checks.negative_data_rejection])
-    refused_where_it_must(statuses)
-    assert statuses.total() == count
 
 
 @pytest.mark.parametrize("path", ["/predict", "/predict/batch", "/v2/models/companion/infer"])
@@ -214,11 +177,10 @@ def test_torn_json(everything, path):
 
 def test_the_checks_bite(everything):
     """A description that lies is found out: else all of the above would pass on anything."""
-    client, _, headers = everything
-    described = client.request("GET", "/openapi.json", headers=headers).json()
-    del described["paths"]["/predict"]["post"]["responses"]["422"]
-    described["components"]["schemas"]["Live"]["properties"]["status"]["const"] = "dead"
-    lying = schemathesis.openapi.from_dict(described)
+    client, document, headers = everything
+    lying = copy.deepcopy(document)
+    del lying["paths"]["/predict"]["post"]["responses"]["422"]
+    lying["components"]["schemas"]["Live"]["properties"]["status"]["const"] = "dead"
     with pytest.raises(BaseException, match="Undocumented"):
         fuzz((client, lying, headers), "predict", NEGATIVE, 5)
     with pytest.raises(BaseException, match="violates schema"):

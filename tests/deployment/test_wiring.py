@@ -193,6 +193,9 @@ def test_the_whole_way(rolling, versions):
     assert client.predict({"text": "x"}).headers["x-model-version"] == "v2"
     admin(client, "/rollback")
     assert client.predict({"text": "x"}).headers["x-model-version"] == "v1"
+    found = events(client)
+    assert found["rollout-loaded"] == found["rollout-promoted"] == found["rollout-rolled-back"] == 1
+    assert found["rollout-rolled-back-automatically"] == 0, "somebody asked for it"
     names = client.request("GET", "/metrics").text
     assert {f'route="/admin/rollout{path}"' in names for path in ("/promote", "/canary", "/load")} == {True}
 
@@ -217,6 +220,7 @@ def test_a_canary_that_goes_wrong_is_taken_back_within_a_hundred_answers(rolling
     model = versions.models["v2"]
     run = model.run
     model.run = lambda encodings: opinion(run(encodings))
+    assert events(client)["rollout-rolled-back-automatically"] == 0
     bad = 0
     for number in range(400):
         answer = client.predict({"text": f"{number} " + "word " * (number % 60)})
@@ -229,6 +233,7 @@ def test_a_canary_that_goes_wrong_is_taken_back_within_a_hundred_answers(rolling
     assert number < 100 and bad <= 100
     (event,) = [event for event in status["events"] if event["what"] == "rolled back"]
     assert event["automatic"]
+    assert events(client)["rollout-rolled-back-automatically"] == 1
     assert client.predict({"text": "after"}).headers["x-model-version"] == "v1"
     until(lambda: json.loads((versions.folder / "state.json").read_text())["candidate"] is None)
 

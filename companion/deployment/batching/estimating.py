@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 
+from companion.deployment.batching.tokenizing import EncodingCost
 from companion.inference.throughput.cost import BatchCost, OnlineCost
 from companion.inference.throughput.grouping import padded_length
 
@@ -43,7 +44,7 @@ class Estimates:
         self._lock = threading.Lock()
         self._batches = 0
         self._tokens_per_character = 0.25
-        self._seconds_per_character = 3e-7
+        self._encoding = EncodingCost()
 
     def tokens(self, characters: int) -> int:
         """Guess how many tokens a text has that nobody has looked into yet."""
@@ -51,7 +52,7 @@ class Estimates:
 
     def encoding_s(self, characters: int) -> float:
         """Return how long turning so many characters into tokens takes."""
-        return characters * self._seconds_per_character
+        return self._encoding.seconds(characters)
 
     def batch_s(self, rows: int, tokens: int) -> float:
         """Return how long a batch takes whose longest text has so many tokens."""
@@ -98,6 +99,6 @@ class Estimates:
         if not characters:
             return
         with self._lock:
-            self._seconds_per_character += _WEIGHT * (seconds / characters - self._seconds_per_character)
+            self._encoding.update(characters, seconds)
             if not cut:
                 self._tokens_per_character += _WEIGHT * (tokens / characters - self._tokens_per_character)

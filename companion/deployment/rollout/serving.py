@@ -97,7 +97,7 @@ class RolloutService:
         Batches that run at the same time, for each version.
     limits : BatchingLimits, optional
     observer : ServingObserver, optional
-        Told of all versions together, but not of copies.
+        Told of all versions together, but not of copies; and of what happens to a version.
     front : Front, optional
         Puts caches in front of each version.
     root : Path, optional
@@ -122,14 +122,21 @@ class RolloutService:
         inspect: Inspect = inspect_folder,
     ) -> None:
         self._load, self._workers, self._front = load, workers, front
-        self._queues = SummedQueues(observer or Unobserved())
+        observer = observer or Unobserved()
+        self._queues = SummedQueues(observer)
         self._draining = False
         self._asked = 0
         self._nothing_asked = asyncio.Event()
         self._nothing_asked.set()
         self.limits = limits or BatchingLimits()
         self.rollout = Rollout(
-            folder, self._open, state_file=state_file, settings=settings, root=root, inspect=inspect
+            folder,
+            self._open,
+            state_file=state_file,
+            settings=settings,
+            root=root,
+            inspect=inspect,
+            event=observer.event,
         )
         self.report: Callable[[Exception], None] = _log
         """Told when the first version cannot be loaded; by default it writes to the log."""
