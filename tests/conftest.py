@@ -45,6 +45,23 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
             pytest.skip(reason)
 
 
+@pytest.fixture(scope="session")
+def program() -> Callable[[str], str]:
+    """Find a program from Debian; skip the test without it, and fail in CI."""
+    packages = {"nginx": "nginx-light", "promtool": "prometheus"}
+
+    def find(name: str) -> str:
+        found = shutil.which(name) or shutil.which(name, path="/usr/sbin:/usr/bin")
+        if found is None:
+            reason = f"no {name}: apt-get install {packages.get(name, name)}"
+            if os.environ.get("CI", "").lower() == "true":
+                pytest.fail(f"{reason} (CI=true: a missing part is a failure)", pytrace=False)
+            pytest.skip(reason)
+        return found
+
+    return find
+
+
 @pytest.fixture(scope="session", autouse=True)
 def home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """Return the COMPANION_HOME of all tests, and keep the caller's other COMPANION_ variables out of them.

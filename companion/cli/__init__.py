@@ -21,6 +21,7 @@ from companion.cli import (
     measuring,
     optimizing,
     rolling,
+    stacking,
     training,
     using,
     watching,
@@ -56,6 +57,7 @@ store.command("list")(about.list_artifacts)
 store.command("clear")(about.clear_artifacts)
 app.add_typer(store, name="artifacts")
 app.add_typer(rolling.rollout, name="rollout")
+app.add_typer(stacking.stack, name="stack")
 access = typer.Typer(help="The API keys of a server: made, listed, revoked.", rich_markup_mode=None)
 access.command("new")(keys.new_key)
 access.command("list")(keys.list_keys)

@@ -97,9 +97,9 @@ def create_app(
     batching = settings.batching
     keys = KeyRing(settings.api_keys) if settings.api_keys else None
     redis = RedisWindows(settings.redis) if settings.redis else None
-    limiter = RateLimiter(settings.rate, shared=redis) if settings.rate else None
-    limits = _affordable(settings.limits, limiter)
     metrics = ServerMetrics()
+    limiter = RateLimiter(settings.rate, shared=redis, event=metrics.event) if settings.rate else None
+    limits = _affordable(settings.limits, limiter)
     chain = AnswererChain(Path(folder), settings, load=load, inspect=inspect, observer=metrics)
     lines = open_log(settings) if settings.log_requests else None
 
@@ -216,5 +216,6 @@ _NUMBERS: dict[int | str, dict[str, Any]] = {
 def metrics(request: Request) -> Response:  # in a thread: with several workers it reads files
     """Give the numbers that Prometheus collects."""
     numbers: ServerMetrics = request.app.state.metrics
+    numbers.ready(request.app.state.service.is_ready)
     content, media_type = numbers.render(request.headers.get("accept", ""))
     return Response(content, media_type=media_type)

@@ -16,13 +16,20 @@ from prometheus_client.openmetrics import exposition as openmetrics
 
 from companion.deployment.notes import RequestNotes
 
-__all__ = ["OPEN_METRICS", "SECONDS", "TEXT_FORMAT", "ServerMetrics"]
+__all__ = ["ALARMING", "OPEN_METRICS", "SECONDS", "TEXT_FORMAT", "ServerMetrics"]
 
 SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.015, 0.02, 0.03, 0.05, 0.075, 0.1, 0.15, 0.25, 0.5, 1, 2.5, 5, 10)
 """Bounds of the latency buckets: close together from 5 to 100 ms, where a small encoder on a CPU answers."""
 BATCH_SIZES = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64)
 TEXT_FORMAT = CONTENT_TYPE_PLAIN_0_0_4
 OPEN_METRICS = openmetrics.CONTENT_TYPE_LATEST
+ALARMING = (
+    "rates-counted-alone",
+    "redis-opened",
+    "redis-unavailable",
+    "rollout-rolled-back-automatically",
+)
+"""Events that alert rules look for. Their series begin at 0: of one that begins at 1, Prometheus sees no increase."""
 _FOLDER = "PROMETHEUS_MULTIPROC_DIR"
 
 
@@ -56,11 +63,23 @@ class ServerMetrics:
             ("code",),
             registry=registry,
         )
+        self._answers = Counter(
+            "companion_answers",
+            "Texts that were answered, by the likeliest label and the version that said so.",
+            ("label", "model_version"),
+            registry=registry,
+        )
         self._model = Gauge(
             "companion_model_info",
             "1 for the version that answered last, 0 for those before it.",
             ("model_version",),
             multiprocess_mode="livemax",
+            registry=registry,
+        )
+        self._ready = Gauge(
+            "companion_ready",
+            "1 while /health/ready says so, else 0.",
+            multiprocess_mode="livemin",
             registry=registry,
         )
         self._version: str | None = None
@@ -93,6 +112,8 @@ class ServerMetrics:
         self._events = Counter(
             "companion_events", "What else happened, by name.", ("event",), registry=registry
         )
+        for name in ALARMING:
+            self._events.labels(name)
 
     def begin(self, notes: RequestNotes) -> None:
         """Count a request as being in flight."""
@@ -105,6 +126,8 @@ class ServerMetrics:
         self._seconds.labels(notes.route).observe(seconds)
         for code, count in notes.texts.items():
             self._texts.labels(code).inc(count)
+        for (label, version), count in notes.labels.items():
+            self._answers.labels(label, version).inc(count)
         if notes.model_version is not None:
             self.model(notes.model_version)
 
@@ -115,6 +138,10 @@ class ServerMetrics:
                 self._model.labels(self._version).set(0)
             self._model.labels(version).set(1)
             self._version = version
+
+    def ready(self, ready: bool) -> None:
+        """Say whether questions are answered."""
+        self._ready.set(ready)
 
     def queue(self, length: int, oldest_age_s: float) -> None:
         """Take the state of the queue."""

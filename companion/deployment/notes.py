@@ -13,6 +13,8 @@ from typing import Protocol
 from starlette.routing import Route
 from starlette.types import Scope
 
+from companion.deployment.answering import Answer
+
 __all__ = ["OTHER", "Recorder", "RequestNotes", "RouteNames", "current_request_id", "notes_of"]
 
 OTHER = "other"
@@ -40,6 +42,8 @@ class RequestNotes:
         How many texts ended how: ``ok`` or the code of a problem, with a count.
     model_version : str or None
         Which model answered.
+    labels : dict
+        How many texts got which label from which version, by (label, version); a regression has no labels.
     headers : dict
         To be added to the answer.
     charge : callable or None
@@ -53,12 +57,22 @@ class RequestNotes:
     code: str = "ok"
     texts: dict[str, int] = field(default_factory=dict)
     model_version: str | None = None
+    labels: dict[tuple[str, str], int] = field(default_factory=dict)
     headers: dict[str, str] = field(default_factory=dict)
     charge: Callable[[int], Awaitable[None]] | None = None
 
     def count(self, code: str) -> None:
         """Note how one text ended."""
         self.texts[code] = self.texts.get(code, 0) + 1
+
+    def answered(self, answer: Answer) -> None:
+        """Note that one text was answered, and how."""
+        self.count("ok")
+        self.model_version = answer.model_version
+        if answer.labels:
+            likeliest = answer.labels[max(range(len(answer.values)), key=answer.values.__getitem__)]
+            key = likeliest, answer.model_version
+            self.labels[key] = self.labels.get(key, 0) + 1
 
 
 class Recorder(Protocol):

@@ -65,8 +65,7 @@ async def predict(body: PredictRequest, request: Request) -> Classification | Re
     except Exception:
         notes.count(INTERNAL_ERROR.code)
         raise
-    notes.count("ok")
-    notes.model_version = answer.model_version
+    notes.answered(answer)
     return _say(answer, notes.request_id)
 
 
@@ -114,8 +113,7 @@ async def answer_all(
     outcomes: list[Answer | ProblemError] = []
     for index, outcome in enumerate(await asyncio.gather(*asked, return_exceptions=True)):
         if isinstance(outcome, Answer):
-            notes.count("ok")
-            notes.model_version = outcome.model_version
+            notes.answered(outcome)
             outcomes.append(outcome)
         elif isinstance(outcome, ProblemError):
             outcomes.append(outcome)

@@ -35,6 +35,8 @@ T = TypeVar("T")
 
 REDIS_TIMEOUT_S = 0.25
 """Longest time that one request waits for Redis."""
+COUNTED_ALONE = "rates-counted-alone"
+"""The event of a call that this server counted for itself, because Redis did not answer."""
 REDIS_PAUSE_S = 5.0
 """How long Redis is left alone after it failed."""
 _EXAMPLES = "for example 100/minute, 5/second or 1000 per 2 hours"
@@ -241,6 +243,8 @@ class RateLimiter:
         `REDIS_PAUSE_S` seconds one call tries it again.
     own : Windows, optional
         Never fails; by default `MemoryWindows`.
+    event : callable
+        Told `COUNTED_ALONE` for every call that was counted in `own` because `shared` failed.
     clock : callable
         Seconds that only go up.
 
@@ -256,11 +260,13 @@ class RateLimiter:
         *,
         shared: Windows | None = None,
         own: Windows | None = None,
+        event: Callable[[str], None] = lambda name: None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._item = parse_rate(rate)
         self._shared = shared
         self._own = own or MemoryWindows(clock=clock)
+        self._event = event
         self._clock = clock
         self._lost = False
         self._try_again_at = -math.inf
@@ -294,6 +300,8 @@ class RateLimiter:
                     logger.warning("rate limits are counted together again")
                     self._lost = False
                 return use
+        if self._shared is not None:
+            self._event(COUNTED_ALONE)
         return await self._take(self._own, key, cost)
 
     async def _take(self, windows: Windows, key: str, cost: int) -> QuotaUse:

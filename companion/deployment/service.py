@@ -137,6 +137,15 @@ class ModelService:
         if reason := batcher.stuck():
             raise refusals.stuck(reason)
 
+    @property
+    def is_ready(self) -> bool:
+        """Whether `check_ready` would let pass."""
+        try:
+            self.check_ready()
+        except ProblemError:
+            return False
+        return True
+
     def drain(self) -> None:
         """Let no further request in (see `refusal`).
 

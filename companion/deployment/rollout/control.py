@@ -49,6 +49,8 @@ class Rollout:
         answering. `live` is the version to look at.
     inspect : callable
         Reads a folder's description of itself; called in a thread.
+    event : callable
+        Told the name of everything that happens to a version, for metrics: see `RolloutJournal`.
     clock, now, sleep : callable
         As `time.monotonic`, `time.time` and `asyncio.sleep`.
     """
@@ -63,6 +65,7 @@ class Rollout:
         root: Path | None = None,
         busy: Callable[[], bool] | None = None,
         inspect: Inspect = inspect_folder,
+        event: Callable[[str], None] = lambda name: None,
         clock: Callable[[], float] = time.monotonic,
         now: Callable[[], float] = time.time,
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
@@ -73,7 +76,7 @@ class Rollout:
         self._asking = StagedAnswerer(
             self.settings, alarm=self._on_alarm, busy=busy, clock=clock, sleep=sleep
         )
-        self._journal = RolloutJournal(state_file, now)
+        self._journal = RolloutJournal(state_file, now, event)
         self._origin: KeptVersion | None = None
         self._loading: Path | None = None
         self._closed = False

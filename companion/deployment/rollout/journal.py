@@ -31,12 +31,19 @@ class RolloutJournal:
         The state file; without one nothing survives a restart.
     now : callable
         As `time.time`.
+    event : callable
+        Told the name of each event, such as ``rollout-promoted`` or ``rollout-rolled-back-automatically``.
     """
 
-    def __init__(self, file: Path | None, now: Callable[[], float]) -> None:
+    def __init__(
+        self,
+        file: Path | None,
+        now: Callable[[], float],
+        event: Callable[[str], None] = lambda name: None,
+    ) -> None:
         self.events: deque[RolloutEvent] = deque(maxlen=_EVENTS)
         self.warnings: deque[str] = deque(maxlen=_WARNINGS)
-        self._file, self._now = file, now
+        self._file, self._now, self._event = file, now, event
         self._writing = asyncio.Lock()
 
     def note(self, what: What, version: str, *, automatic: bool = False, detail: str = "") -> None:
@@ -45,6 +52,7 @@ class RolloutJournal:
         self.events.append(
             RolloutEvent(at=at, what=what, version=version, automatic=automatic, detail=detail)
         )
+        self._event(f"rollout-{what.replace(' ', '-')}{'-automatically' if automatic else ''}")
         level = logging.ERROR if automatic else logging.INFO
         logger.log(level, "version %s: %s%s", version, what, f" ({detail})" if detail else "")
 
