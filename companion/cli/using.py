@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import json
 import time
-from collections.abc import Iterable, Iterator
-from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, cast
 
@@ -26,8 +23,7 @@ from companion.cli.options import (
 from companion.cli.source import Source
 
 if TYPE_CHECKING:
-    from companion.data import Example
-    from companion.inference import Predictor
+    from companion.inference.offline.job import OnError
 
 __all__ = ["evaluate", "predict", "serve"]
 
@@ -82,29 +78,48 @@ def predict(
     pair_column: PairColumn = None,
     batch_size: BatchSize = 32,
     threads: Threads = None,
+    processes: Annotated[
+        int, typer.Option("--processes", min=1, help="Processes that share the threads. With --ray: actors.")
+    ] = 1,
+    ray: Annotated[
+        str | None, typer.Option("--ray", help="Answer on the Ray cluster at this address, such as auto.")
+    ] = None,
+    on_error: Annotated[
+        str, typer.Option("--on-error", help="A bad row: stop, or record it as a line of its own.")
+    ] = "stop",
+    restart: Annotated[
+        bool, typer.Option("--restart", help="Throw away what an interrupted run has answered.")
+    ] = False,
     as_json: Json = False,
 ) -> None:
-    """Label the texts of a file, in constant memory."""
-    from companion.artifacts import staged_file
-    from companion.data import stream_file
-    from companion.inference import load_predictor
+    """Label the texts of a file; interrupted, the same command goes on where it stopped."""
+    from companion.inference import OfflineJob, predict_file
+    from companion.inference.offline.unfinished import rows_kept
 
     if str(file) in ("-", "/dev/stdin"):
         raise ValueError(
             f"FILE is {file}, but predict reads a file, whose end says which kind it is: save what comes by "
             "the pipe, for example as texts.jsonl"
         )
-    rows, start = 0, time.perf_counter()
-    # The folder's files are read as well; answers that were kept there may be written again.
-    inputs = [file, *(path for path in folder.glob("*") if path.suffix != ".jsonl")]
-    with staged_file(out, inputs=inputs) as staging, staging.open("w", encoding="utf-8") as lines:
-        examples = stream_file(file, text_column=text_column, pair_column=pair_column)
-        predictor = load_predictor(folder, threads=threads)
-        for chunk in _chunks(examples, 32 * batch_size):
-            lines.writelines(_answers(predictor, chunk, batch_size, pair_column is not None))
-            rows += len(chunk)
-    seconds = time.perf_counter() - start
-    show({"out": str(out), "rows": rows, "seconds": seconds, "rows_per_second": rows / seconds}, as_json)
+    job = OfflineJob(
+        folder=folder,
+        file=file,
+        text_column=text_column,
+        pair_column=pair_column,
+        batch_size=batch_size,
+        threads=threads,
+        on_error=cast("OnError", on_error),  # refused if it is another
+    )
+    before = rows_kept(out)
+    if before and not restart:
+        typer.echo(f"companion: {before:,} rows are answered: going on behind them", err=True)
+    try:
+        report = predict_file(job, out, processes=processes, ray=ray, restart=restart)
+    except BaseException:
+        if (kept := rows_kept(out)) > before:
+            typer.echo(f"companion: {kept:,} rows are answered: the same command goes on there", err=True)
+        raise
+    show(report.to_dict(), as_json)
 
 
 def serve(
@@ -116,6 +131,9 @@ def serve(
         int | None,
         typer.Option("--workers", min=1, help="Batches that run at once. Default: one for each thread."),
     ] = None,
+    processes: Annotated[
+        int, typer.Option("--processes", min=1, help="Processes behind the port; they share the threads.")
+    ] = 1,
     model_name: Annotated[
         str, typer.Option("--model-name", help="What KServe's clients call the model.")
     ] = "companion",
@@ -187,6 +205,7 @@ def serve(
         port=port,
         threads=threads,
         workers=workers,
+        processes=processes,
         model_name=model_name,
         limits=limits,
         api_keys=api_keys,
@@ -206,24 +225,3 @@ def serve(
         admin_key=admin_key,
     )
     deployment.serve(folder, settings)
-
-
-def _chunks(examples: Iterable[Example], size: int) -> Iterator[list[Example]]:
-    """Cut a stream into lists."""
-    iterator = iter(examples)
-    while chunk := list(islice(iterator, size)):
-        yield chunk
-
-
-def _answers(predictor: Predictor, chunk: list[Example], batch_size: int, paired: bool) -> Iterator[str]:
-    """Predict a list of texts; yield one line of JSON each, numbers at full precision."""
-    texts = [example.text for example in chunk]
-    pairs = [example.pair or "" for example in chunk] if paired else None
-    if predictor.is_regression:
-        for row in predictor.logits(texts, pairs, batch_size=batch_size):
-            yield json.dumps({"score": float(row[0])}) + "\n"
-        return
-    for row in predictor.probabilities(texts, pairs, batch_size=batch_size):
-        probabilities = {label: float(value) for label, value in zip(predictor.labels, row, strict=True)}
-        answer = {"label": predictor.labels[int(row.argmax())], "probabilities": probabilities}
-        yield json.dumps(answer, ensure_ascii=False) + "\n"

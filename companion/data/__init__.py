@@ -8,9 +8,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from companion.data.files import FileData, load_file, stream_file
+from companion.data.files import FileData, load_file, stream_file, stream_texts
 from companion.data.loading import load
 from companion.data.metrics import score
+from companion.data.rows import BadRow
 from companion.data.splitting import split_file
 from companion.data.tasks import TASKS, Example, Task, TaskData, check_labels, labels_of
 
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "TASKS",
+    "BadRow",
     "Batch",
     "Batches",
     "Example",
@@ -35,6 +37,7 @@ __all__ = [
     "score",
     "split_file",
     "stream_file",
+    "stream_texts",
 ]
 
 

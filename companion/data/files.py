@@ -10,10 +10,10 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from companion.data.rows import FORMATS, listed, read_rows
+from companion.data.rows import FORMATS, BadRow, listed, read_rows, read_rows_or_problems
 from companion.data.tasks import Example
 
-__all__ = ["FileData", "load_file", "stream_file"]
+__all__ = ["FileData", "load_file", "stream_file", "stream_texts"]
 
 
 @dataclass(frozen=True)
@@ -122,6 +122,51 @@ def stream_file(
     return _examples(path, wanted, _sorted_labels(found))
 
 
+def stream_texts(
+    path: Path | str, *, text_column: str, pair_column: str | None = None
+) -> Iterator[tuple[int, Example] | BadRow]:
+    """Yield the texts of a file with their rows, and what is wrong with a row in its place.
+
+    Parameters are those of `stream_file`. For work that one bad row among millions must not stop.
+
+    Yields
+    ------
+    tuple of (int, Example), or BadRow
+
+    Raises
+    ------
+    FileNotFoundError
+        If `path` does not exist.
+    ValueError
+        If the request is malformed, or the file in a way that no row can be told from the next.
+    """
+    path = Path(path)
+    wanted = _wanted(path, text_column, None, pair_column)
+    return _texts(path, wanted)
+
+
+def _texts(path: Path, wanted: dict[str, str]) -> Iterator[tuple[int, Example] | BadRow]:
+    empty = True
+    for item in read_rows_or_problems(path, tuple(wanted.values())):
+        empty = False
+        if isinstance(item, BadRow):
+            yield item
+            continue
+        row, values = item
+        problems = [
+            problem
+            for column, value in zip(wanted.values(), values, strict=True)
+            if (problem := _text_problem(column, value))
+        ]
+        cells = dict(zip(wanted, values, strict=True))
+        if problems:
+            yield BadRow(row, problems[0])
+        else:
+            yield row, Example(str(cells["text"]), None, str(cells["pair"]) if "pair" in cells else None)
+    if empty:
+        raise ValueError(f"{path}: no rows; expected at least one")
+
+
 def _wanted(path: Path, text: str, label: str | None, pair: str | None) -> dict[str, str]:
     """Roles and their columns, in the order text, label, pair; checks path and request."""
     if not path.exists():
@@ -194,17 +239,24 @@ def _example(
 
 def _text(path: Path, row: int, column: str, value: object) -> str:
     """Return the cell as text that is not empty and can be encoded."""
+    if problem := _text_problem(column, value):
+        raise ValueError(f"{path}, row {row}: {problem}")
+    return str(value)
+
+
+def _text_problem(column: str, value: object) -> str | None:
+    """Say why a cell is no text that can be read, or None."""
     if value is None or (isinstance(value, str) and not value.strip()):
-        raise ValueError(f"{path}, row {row}: empty text in column {column!r}; fill it in or remove the row")
+        return f"empty text in column {column!r}; fill it in or remove the row"
     if not isinstance(value, str):
-        raise ValueError(f"{path}, row {row}: column {column!r} holds {value!r}; expected text")
+        return f"column {column!r} holds {value!r}; expected text"
     try:
         value.encode("utf-8")
-    except UnicodeEncodeError:
-        raise ValueError(
-            f"{path}, row {row}: column {column!r} holds half of a surrogate pair; write the character itself"
-        ) from None
-    return value
+    except UnicodeEncodeError as error:
+        if "\udc80" <= value[error.start] <= "\udcff":  # how bytes come that are none of UTF-8
+            return f"column {column!r} is not UTF-8; save the file as UTF-8"
+        return f"column {column!r} holds half of a surrogate pair; write the character itself"
+    return None
 
 
 def _label_text(path: Path, row: int, column: str, value: object) -> str:

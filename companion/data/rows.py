@@ -5,10 +5,11 @@ from __future__ import annotations
 import csv
 import json
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-__all__ = ["FORMATS", "Row", "decoded_lines", "listed", "read_rows"]
+__all__ = ["FORMATS", "BadRow", "Row", "decoded_lines", "listed", "read_rows", "read_rows_or_problems"]
 
 FORMATS = (".csv", ".tsv", ".jsonl", ".parquet")
 Row = tuple[int, tuple[object, ...]]
@@ -17,19 +18,41 @@ _BATCH_ROWS = 1_024
 _LONGEST_LIST = 12
 
 
-def decoded_lines(path: Path) -> Iterator[str]:
+@dataclass(frozen=True)
+class BadRow:
+    """A row that cannot be read, while those after it can.
+
+    Attributes
+    ----------
+    row : int
+        As in `Row`.
+    problem : str
+        What is wrong with it, and what to do.
+    """
+
+    row: int
+    problem: str
+
+
+def decoded_lines(path: Path, *, errors: str = "strict") -> Iterator[str]:
     """Yield the lines of a UTF-8 file with their line ends; a byte order mark is dropped.
+
+    Parameters
+    ----------
+    path : Path
+    errors : str
+        What to do about bytes that are not UTF-8, as for `bytes.decode`.
 
     Raises
     ------
     ValueError
-        If a line is not UTF-8; the message names line and byte offset.
+        If a line is not UTF-8 and `errors` is ``strict``; the message names line and byte offset.
     """
     offset = 0
     with path.open("rb") as file:
         for number, line in enumerate(file, start=1):
             try:
-                text = line.decode("utf-8")
+                text = line.decode("utf-8", errors)
             except UnicodeDecodeError as error:
                 raise ValueError(
                     f"{path}, row {number}: not UTF-8 (byte 0x{line[error.start]:02x} at offset "
@@ -66,12 +89,41 @@ def read_rows(path: Path, columns: tuple[str, ...]) -> Iterator[Row]:
     ValueError
         If the file is malformed or lacks a column; the message names file and row.
     """
+    for row in _rows(path, columns, errors="strict"):
+        if isinstance(row, BadRow):
+            raise ValueError(f"{path}, row {row.row}: {row.problem}")
+        yield row
+
+
+def read_rows_or_problems(path: Path, columns: tuple[str, ...]) -> Iterator[Row | BadRow]:
+    """Yield what `read_rows` yields, and go on behind a row that cannot be read.
+
+    Parameters
+    ----------
+    path, columns
+        As for `read_rows`.
+
+    Yields
+    ------
+    Row or BadRow
+        In a csv or tsv file, bytes that are not UTF-8 come as half surrogate pairs (``surrogateescape``).
+
+    Raises
+    ------
+    ValueError
+        If no rows can be told apart any more: the header is wrong, a quotation mark is never closed, it is
+        not a parquet file.
+    """
+    return _rows(path, columns, errors="surrogateescape")
+
+
+def _rows(path: Path, columns: tuple[str, ...], *, errors: str) -> Iterator[Row | BadRow]:
     suffix = path.suffix.lower()
     if suffix == ".parquet":
         return _parquet_rows(path, columns)
     if suffix == ".jsonl":
-        return _jsonl_rows(path, columns)
-    return _delimited_rows(path, columns, tab=suffix == ".tsv")
+        return _jsonl_rows(path, columns, errors=errors)
+    return _delimited_rows(path, columns, tab=suffix == ".tsv", errors=errors)
 
 
 def _positions(path: Path, header: Sequence[str], columns: Sequence[str], row: int | None) -> list[int]:
@@ -85,15 +137,17 @@ def _positions(path: Path, header: Sequence[str], columns: Sequence[str], row: i
     return [list(header).index(column) for column in columns]
 
 
-def _delimited_rows(path: Path, columns: tuple[str, ...], *, tab: bool) -> Iterator[Row]:
-    lines = decoded_lines(path)
+def _delimited_rows(
+    path: Path, columns: tuple[str, ...], *, tab: bool, errors: str
+) -> Iterator[Row | BadRow]:
+    lines = decoded_lines(path, errors=errors)
     if tab:
         reader = csv.reader(lines, delimiter="\t", quoting=csv.QUOTE_NONE, strict=True)
     else:
         reader = csv.reader(lines, strict=True)
     header: list[str] | None = None
     positions: list[int] = []
-    blank = 0
+    blank: list[int] = []
     while True:
         start = reader.line_num + 1
         try:
@@ -103,23 +157,20 @@ def _delimited_rows(path: Path, columns: tuple[str, ...], *, tab: bool) -> Itera
         if record is None:
             break
         if not record:
-            blank = blank or start
+            blank.append(start)  # at the end of the file they are nobody's rows
             continue
-        if blank:
-            raise ValueError(f"{path}, row {blank}: blank line; remove it")
+        yield from _blank_lines(blank)
         if header is None:
             header = record
             positions = _positions(path, header, columns, start)
             continue
         if len(record) != len(header):
-            raise ValueError(
-                f"{path}, row {start}: {len(record)} columns, but the header has {len(header)}; "
-                + (
-                    "remove the extra tab"
-                    if tab
-                    else "put text with a comma or a line break in double quotes"
-                )
+            advice = (
+                "remove the extra tab" if tab else "put text with a comma or a line break in double quotes"
             )
+            found = f"{len(record)} columns, but the header has {len(header)}"
+            yield BadRow(start, f"{found}; {advice}")
+            continue
         yield start, tuple(record[position] for position in positions)
     if header is None:
         raise ValueError(f"{path}: the file is empty; expected a header and at least one row")
@@ -132,27 +183,36 @@ def _csv_problem(error: csv.Error) -> str:
     return f"{error}; is a quotation mark never closed?"
 
 
-def _jsonl_rows(path: Path, columns: tuple[str, ...]) -> Iterator[Row]:
-    blank = 0
-    for number, line in enumerate(decoded_lines(path), start=1):
+def _blank_lines(rows: list[int]) -> Iterator[BadRow]:
+    yield from [BadRow(row, "blank line; remove it") for row in rows]
+    rows.clear()
+
+
+def _jsonl_rows(path: Path, columns: tuple[str, ...], *, errors: str) -> Iterator[Row | BadRow]:
+    blank: list[int] = []
+    for number, line in enumerate(decoded_lines(path, errors=errors), start=1):
         if not line.strip():
-            blank = blank or number
+            blank.append(number)
             continue
-        if blank:
-            raise ValueError(f"{path}, row {blank}: blank line; remove it")
-        try:
-            record = json.loads(line)
-        except (ValueError, RecursionError) as error:
-            raise ValueError(
-                f"{path}, row {number}: not JSON ({error}); expected one object a line"
-            ) from None
-        if not isinstance(record, dict):
-            raise ValueError(f"{path}, row {number}: expected a JSON object, found {type(record).__name__}")
-        _positions(path, list(record), columns, number)
-        yield number, tuple(record[column] for column in columns)
+        yield from _blank_lines(blank)
+        yield _json_row(number, line, columns)
 
 
-def _parquet_rows(path: Path, columns: tuple[str, ...]) -> Iterator[Row]:
+def _json_row(number: int, line: str, columns: tuple[str, ...]) -> Row | BadRow:
+    """Read one line of a jsonl file."""
+    try:
+        record = json.loads(line)
+    except (ValueError, RecursionError) as error:
+        return BadRow(number, f"not JSON ({error}); expected one object a line")
+    if not isinstance(record, dict):
+        return BadRow(number, f"expected a JSON object, found {type(record).__name__}")
+    for column in columns:
+        if column not in record:
+            return BadRow(number, f"no column {column!r}; columns found: {listed(record)}")
+    return number, tuple(record[column] for column in columns)
+
+
+def _parquet_rows(path: Path, columns: tuple[str, ...]) -> Iterator[Row | BadRow]:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -165,11 +225,22 @@ def _parquet_rows(path: Path, columns: tuple[str, ...]) -> Iterator[Row]:
         _positions(path, file.schema_arrow.names, columns, None)
         row = 0
         for batch in file.iter_batches(batch_size=_BATCH_ROWS, columns=list(columns), use_threads=False):
+            arrays = [batch.column(batch.schema.get_field_index(column)) for column in columns]
             try:
-                cells = [batch.column(batch.schema.get_field_index(column)).to_pylist() for column in columns]
+                cells = [array.to_pylist() for array in arrays]
             except UnicodeDecodeError:
-                place = f"{path}, rows {row + 1} to {row + len(batch)}"
-                raise ValueError(f"{place}: text that is not UTF-8") from None
+                yield from _one_by_one(arrays, row)
+                row += len(batch)
+                continue
             for values in zip(*cells, strict=True):
                 row += 1
                 yield row, values
+
+
+def _one_by_one(arrays: Sequence[Any], before: int) -> Iterator[Row | BadRow]:
+    """Yield the rows of a piece of parquet of which some are not UTF-8."""
+    for row, values in enumerate(zip(*arrays, strict=True), start=before + 1):
+        try:
+            yield row, tuple(value.as_py() for value in values)
+        except UnicodeDecodeError:
+            yield BadRow(row, "text that is not UTF-8")

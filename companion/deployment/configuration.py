@@ -39,6 +39,8 @@ class ServerSettings:
     workers : int, optional
         Batches that run at the same time. Default: one for each thread, because on a processor two runs of
         one thread do more than one run of two.
+    processes : int
+        Processes behind the port, which share threads and workers.
     model_name : str
         What KServe's clients call the model.
     limits : Limits
@@ -92,6 +94,7 @@ class ServerSettings:
     port: int = 8000
     threads: int | None = None
     workers: int | None = None
+    processes: int = 1
     model_name: str = "companion"
     limits: Limits = field(default_factory=Limits)
     batching: BatchingLimits = field(default_factory=BatchingLimits)
@@ -114,7 +117,11 @@ class ServerSettings:
 
     def __post_init__(self) -> None:
         """Refuse what cannot work."""
-        for name, value in (("threads", self.threads), ("workers", self.workers)):
+        for name, value in (
+            ("threads", self.threads),
+            ("workers", self.workers),
+            ("processes", self.processes),
+        ):
             if value is not None and value < 1:
                 raise ValueError(f"{name} is {value}, expected at least 1: choose another with --{name}.")
         if not _NAME.fullmatch(self.model_name):

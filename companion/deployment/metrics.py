@@ -8,6 +8,7 @@ mode). Labels hold names from the program, never anything a client sent, so the 
 from __future__ import annotations
 
 import os
+from contextlib import suppress
 from pathlib import Path
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, multiprocess
@@ -16,7 +17,7 @@ from prometheus_client.openmetrics import exposition as openmetrics
 
 from companion.deployment.notes import RequestNotes
 
-__all__ = ["ALARMING", "OPEN_METRICS", "SECONDS", "TEXT_FORMAT", "ServerMetrics"]
+__all__ = ["ALARMING", "METRICS_FOLDER", "OPEN_METRICS", "SECONDS", "TEXT_FORMAT", "ServerMetrics", "bury_the_dead"]
 
 SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.015, 0.02, 0.03, 0.05, 0.075, 0.1, 0.15, 0.25, 0.5, 1, 2.5, 5, 10)
 """Bounds of the latency buckets: close together from 5 to 100 ms, where a small encoder on a CPU answers."""
@@ -30,7 +31,8 @@ ALARMING = (
     "rollout-rolled-back-automatically",
 )
 """Events that alert rules look for. Their series begin at 0: of one that begins at 1, Prometheus sees no increase."""
-_FOLDER = "PROMETHEUS_MULTIPROC_DIR"
+METRICS_FOLDER = "PROMETHEUS_MULTIPROC_DIR"
+"""The variable that names the folder in which several workers keep their numbers."""
 
 
 class ServerMetrics:
@@ -177,7 +179,7 @@ class ServerMetrics:
         media_type : str
         """
         registry = self._registry
-        if folder := os.environ.get(_FOLDER):
+        if folder := os.environ.get(METRICS_FOLDER):
             bury_the_dead(Path(folder))
             registry = CollectorRegistry()
             multiprocess.MultiProcessCollector(registry, folder)  # type: ignore[no-untyped-call]
@@ -192,6 +194,7 @@ def bury_the_dead(folder: Path) -> None:
         try:
             os.kill(pid, 0)
         except ProcessLookupError:
-            multiprocess.mark_process_dead(pid, str(folder))  # type: ignore[no-untyped-call]
+            with suppress(FileNotFoundError):  # another worker was asked at this moment, and was faster
+                multiprocess.mark_process_dead(pid, str(folder))  # type: ignore[no-untyped-call]
         except PermissionError:  # it lives, and is somebody else's
             continue

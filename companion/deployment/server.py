@@ -14,7 +14,7 @@ from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from companion.deployment.app import create_app
+from companion.deployment.app import Load, create_app
 from companion.deployment.configuration import ServerSettings
 from companion.deployment.logs import messages_logged
 
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from types import FrameType
 
     import uvicorn
+    from fastapi import FastAPI
 
     from companion.deployment.service import ModelService
 
@@ -29,18 +30,23 @@ GRACE_S = 30
 """Longest time, in seconds, that requests already accepted may take after a signal to stop."""
 
 
-def serve(folder: Path, settings: ServerSettings | None = None, **changes: Any) -> None:
+def serve(
+    folder: Path, settings: ServerSettings | None = None, *, load: Load | None = None, **changes: Any
+) -> None:
     """Serve an exported model over HTTP until SIGTERM or SIGINT.
 
     Folder, settings and port are checked before anything starts. One line on stderr gives the address as soon
     as the first request can be answered. A signal ends it cleanly: further requests are refused with 503
-    `draining`, what was accepted is answered, and the function returns.
+    `draining`, what was accepted is answered, and the function returns. With several processes all of that
+    holds for them together (see `companion.deployment.scaling.supervising.supervise`).
 
     Parameters
     ----------
     folder : Path
         A folder made by `companion.inference.export`.
     settings : ServerSettings, optional
+    load : callable, optional
+        As for `create_app`. With several processes a function of a module.
     **changes
         Fields of the settings that are different, such as ``port=0``; None leaves a field as it is.
 
@@ -58,29 +64,38 @@ def serve(folder: Path, settings: ServerSettings | None = None, **changes: Any) 
     folder = Path(folder)
     check_folder(folder)
     with closing(listen(settings.host, settings.port)) as listener, messages_logged(settings):
-        import uvicorn
-
-        from companion.deployment.draining import DrainingServer
-
         # Each worker reads its texts by itself; a pool of the tokenizer's own would use cores nobody gave it.
         os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-        app = create_app(folder, settings)
-        config = uvicorn.Config(
-            app,
-            lifespan="on",
-            ws="none",
-            log_config=None,
-            access_log=False,
-            proxy_headers=bool(settings.trusted_proxies),
-            forwarded_allow_ips=list(settings.trusted_proxies),
-            server_header=False,
-            timeout_graceful_shutdown=GRACE_S,
-        )
+        if settings.processes > 1:
+            from companion.deployment.scaling.supervising import supervise
+
+            supervise(folder, settings, listener, load)
+            return
+        from companion.deployment.draining import DrainingServer
+
+        app = create_app(folder, settings) if load is None else create_app(folder, settings, load=load)
         service: ModelService = app.state.service
         service.report = lambda error: None  # it is raised below
-        _run(DrainingServer(config, service), service, listener)
+        _run(DrainingServer(configure(app, settings), service), service, listener)
     if service.failure is not None:
         raise service.failure
+
+
+def configure(app: FastAPI, settings: ServerSettings) -> uvicorn.Config:
+    """Return how uvicorn runs an application of ours."""
+    import uvicorn
+
+    return uvicorn.Config(
+        app,
+        lifespan="on",
+        ws="none",
+        log_config=None,
+        access_log=False,
+        proxy_headers=bool(settings.trusted_proxies),
+        forwarded_allow_ips=list(settings.trusted_proxies),
+        server_header=False,
+        timeout_graceful_shutdown=GRACE_S,
+    )
 
 
 def check_folder(folder: Path) -> None:
@@ -164,9 +179,14 @@ async def _announce(server: uvicorn.Server, service: ModelService, listener: soc
     if service.failure is not None:
         server.should_exit = True
     elif not server.should_exit:
-        host, port = listener.getsockname()[:2]
-        host = f"[{host}]" if ":" in host else host
-        print(f"serving on http://{host}:{port} (stop with Ctrl+C)", file=sys.stderr, flush=True)
+        announce(listener)
+
+
+def announce(listener: socket.socket) -> None:
+    """Print the address on stderr: the first request can be answered."""
+    host, port = listener.getsockname()[:2]
+    host = f"[{host}]" if ":" in host else host
+    print(f"serving on http://{host}:{port} (stop with Ctrl+C)", file=sys.stderr, flush=True)
 
 
 @contextmanager

@@ -2,6 +2,7 @@
 
 `benchmark` measures how fast folders answer, `assess` how well one answers for another; `Quality.passes` is
 the release gate between the two. `optimize` tries all precisions on a folder by them, and takes the best.
+`predict_file` answers a whole file, through interruptions.
 `batch_curve`, `compare_groupings`, `compare_placements` and `soak` measure throughput, `compare_fusions` and
 `time_by_operator` where a graph's time goes. `generate` writes text with the reference decoder. Importing
 this package imports neither torch nor onnxruntime. `OnnxPredictor` never needs torch.
@@ -37,6 +38,8 @@ if TYPE_CHECKING:
     )
     from companion.inference.loading import load_predictor
     from companion.inference.manifest import Check, Manifest, read_manifest, state_quality
+    from companion.inference.offline.job import OfflineJob
+    from companion.inference.offline.run import OfflineReport, predict_file
     from companion.inference.optimizing.optimization import optimize
     from companion.inference.optimizing.record import Optimization, Tried
     from companion.inference.predictor import OnnxPredictor, Predictor
@@ -97,6 +100,8 @@ __all__ = [
     "Manifest",
     "Memory",
     "MemorySample",
+    "OfflineJob",
+    "OfflineReport",
     "OnlineCost",
     "OnnxPredictor",
     "OperatorProfile",
@@ -150,6 +155,7 @@ __all__ = [
     "padding_of",
     "paired_difference",
     "percentile",
+    "predict_file",
     "proportion",
     "quantize",
     "quantize_blocks",
@@ -208,6 +214,9 @@ _HOMES = {
     "Manifest": "manifest",
     "read_manifest": "manifest",
     "state_quality": "manifest",
+    "OfflineJob": "offline.job",
+    "OfflineReport": "offline.run",
+    "predict_file": "offline.run",
     "optimize": "optimizing.optimization",
     "Optimization": "optimizing.record",
     "Tried": "optimizing.record",
