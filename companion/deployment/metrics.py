@@ -17,7 +17,15 @@ from prometheus_client.openmetrics import exposition as openmetrics
 
 from companion.deployment.notes import RequestNotes
 
-__all__ = ["ALARMING", "METRICS_FOLDER", "OPEN_METRICS", "SECONDS", "TEXT_FORMAT", "ServerMetrics", "bury_the_dead"]
+__all__ = [
+    "ALARMING",
+    "METRICS_FOLDER",
+    "OPEN_METRICS",
+    "SECONDS",
+    "TEXT_FORMAT",
+    "ServerMetrics",
+    "bury_the_dead",
+]
 
 SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.015, 0.02, 0.03, 0.05, 0.075, 0.1, 0.15, 0.25, 0.5, 1, 2.5, 5, 10)
 """Bounds of the latency buckets: close together from 5 to 100 ms, where a small encoder on a CPU answers."""
@@ -30,7 +38,7 @@ ALARMING = (
     "redis-unavailable",
     "rollout-rolled-back-automatically",
 )
-"""Events that alert rules look for. Their series begin at 0: of one that begins at 1, Prometheus sees no increase."""
+"""Events that alert rules look for. Their series begin at 0, or Prometheus would see no increase."""
 METRICS_FOLDER = "PROMETHEUS_MULTIPROC_DIR"
 """The variable that names the folder in which several workers keep their numbers."""
 
