@@ -6,6 +6,7 @@ import asyncio
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,9 @@ from companion.inference.throughput.grouping import padded_length
 from companion.inference.timing import Timing, ratio, side_by_side
 
 __all__ = ["CHOICES", "Choice", "batched", "first_come", "learning", "one_by_one"]
+
+_PATIENCE_S = 600.0
+"""Nobody is refused: every text is asked in every way."""
 
 Choice = Callable[..., list[int]]
 """From the lengths of those who wait, as `choose`, to who rides next."""
@@ -116,7 +120,10 @@ def _round(
     model: Any, choice: Choice, start: BatchCost, texts: Sequence[str], clients: int, batch_size: int
 ) -> None:
     with patch.object(waiting, "choose", choice):  # the one function by which the line decides
-        asyncio.run(_ask(model, start, texts, clients, BatchingLimits(batch_size=batch_size)))
+        # In a thread of its own: a notebook has an event loop already.
+        limits = BatchingLimits(batch_size=batch_size, wait_s=_PATIENCE_S, stuck_after_s=2 * _PATIENCE_S)
+        with ThreadPoolExecutor(1) as thread:
+            thread.submit(asyncio.run, _ask(model, start, texts, clients, limits)).result()
 
 
 async def _ask(

@@ -35,7 +35,8 @@ def hung(
     -------
     dict
         ``"looks"``: for each look its second, the two statuses and the code of the problem, if any;
-        ``"during"``: what a request was told that came in the middle; ``"after"``: the status of one at the end.
+        ``"during"``: what a request was told that came in the middle; ``"after"``: the status of one at
+        the end.
     """
     arguments = ("--seconds", hangs_s, "--stuck-after", stuck_after_s)
     with serving(folder, *arguments, plant=HANG) as server:

@@ -52,17 +52,20 @@ def killed(
         When nginx is not installed.
     """
     settings = StackSettings(folder, servers=servers, port=0, without=("redis", "prometheus"), threads=1)
-    with tempfile.TemporaryDirectory() as place, Stack(settings, Path(place) / "stack") as stack:
-        with SteadyClients(stack.url, texts, rate=rate) as clients:
-            time.sleep(killed_s)
-            victim = stack.process("server-2")
-            assert victim is not None, "it was ready"
-            os.kill(victim, signal.SIGKILL)
-            dead = clients.elapsed
-            time.sleep(max(0.0, back_s - clients.elapsed))
-            asked = clients.elapsed
-            stack.up()
-            back = clients.elapsed
-            time.sleep(max(1.0, seconds - clients.elapsed))
+    with (
+        tempfile.TemporaryDirectory() as place,
+        Stack(settings, Path(place) / "stack") as stack,
+        SteadyClients(stack.url, texts, rate=rate) as clients,
+    ):
+        time.sleep(killed_s)
+        victim = stack.process("server-2")
+        assert victim is not None, "it was ready"
+        os.kill(victim, signal.SIGKILL)
+        dead = clients.elapsed
+        time.sleep(max(0.0, back_s - clients.elapsed))
+        asked = clients.elapsed
+        stack.up()
+        back = clients.elapsed
+        time.sleep(max(1.0, seconds - clients.elapsed))
     answers = [[round(one.due, 4), round(one.seconds, 5), one.status] for one in clients.told]
     return {"answers": answers, "killed": dead, "asked": asked, "back": back, "servers": servers}

@@ -33,7 +33,7 @@ def resembled(
     folder: Path,
     texts: Sequence[str],
     *,
-    stored: int = 400,
+    stored: int = 500,
     repeats: float = 0.3,
     budget: float = 0.05,
     seed: int = 0,
@@ -66,7 +66,7 @@ def resembled(
     again = [rng.choice(found).text for text in kept if (found := variants(text, seed=seed))]
     count = min(len(fresh), round(len(again) * (1 - repeats) / repeats))
     asked = fresh[:count] + again[: round(count * repeats / (1 - repeats))]
-    turned = [found.text for text in kept for found in opposites(text, seed=seed, kinds=("negation",))]
+    turned = [found.text for text in kept for found in opposites(text, seed=seed)]
     answers = {text: answer for text, answer in _answered(model, [*kept, *asked, *turned])}
     pairs = [[(text, answers[text]) for text in some] for some in (kept, asked, turned)]
     model_s = _timed(lambda text: model.logits([text]), asked)
@@ -77,7 +77,7 @@ def resembled(
     told: dict[str, Any] = {}
     for name, embed in embedders.items():
         trials = replay(pairs[0], pairs[1], embed)
-        trials += replay(pairs[0], pairs[2], embed, kind="negation")
+        trials += replay(pairs[0], pairs[2], embed, kind="opposites")
         certificate = certify(
             trials,
             HitBudget(budget, budget),
