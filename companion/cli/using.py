@@ -181,7 +181,7 @@ def serve(
     ] = None,
     semantic_cache: Annotated[
         Path | None,
-        typer.Option("--semantic-cache", help="A file made by companion certify: similar texts hit too."),
+        typer.Option("--semantic-cache", help="A certificate as JSON: similar texts hit too."),
     ] = None,
     rollout: Annotated[
         Path | None,

@@ -73,7 +73,8 @@ class ServerSettings:
     cache_ttl_s : float, optional
         Seconds after which an answer is forgotten. Default: an hour.
     semantic_cache : Path, optional
-        A certificate made by `companion certify`: similar texts get each other's answers as far as it allows.
+        A certificate (`companion.deployment.caching.certify`, its `to_dict` as JSON): similar texts get each
+        other's answers as far as it allows.
     rollout : Path, optional
         A file that keeps the state of a rollout over restarts. With it, other versions can be loaded, tried
         and promoted while the server runs, by who has the admin key.

@@ -465,3 +465,72 @@ def test_closing_without_redis():
 def test_what_can_never_work_is_refused(url, keywords, words):
     with pytest.raises(ValueError, match=words):
         RedisStore(url, **keywords)
+
+
+# --- behind a served application
+
+
+def counted(client: Any) -> dict[str, float]:
+    """Return the named events of /metrics."""
+    lines = client.request("GET", "/metrics").text.splitlines()
+    parts = [line.split('"') for line in lines if line.startswith("companion_events_total{")]
+    return {name: float(value.lstrip("} ")) for _, name, value in parts}
+
+
+def test_redis_dies_and_returns_under_requests_and_no_client_notices(server, serving, model):
+    redis = server()
+    client = serving(cache=redis.url)
+    texts = [f"text number {number}" for number in range(5)]
+    fresh = {text: client.predict({"text": text}).json()["probabilities"] for text in texts}
+
+    def ask(rounds: int) -> None:
+        waiting = [
+            (text, client.start("POST", "/predict", json={"text": text}))
+            for _ in range(rounds)
+            for text in texts
+        ]
+        for text, future in waiting:
+            answer = future.result(60)
+            assert answer.status_code == 200, answer.text
+            assert answer.json()["probabilities"] == fresh[text]
+
+    def ask_until(event: str) -> None:
+        end = time.monotonic() + 60
+        while not counted(client).get(event):
+            assert time.monotonic() < end, f"no {event}"
+            ask(2)
+
+    ask_until("exact-hit")
+    redis.send(signal.SIGKILL)
+    ask_until("redis-opened")
+    assert counted(client)["redis-error"] >= 3
+    assert client.request("GET", "/health/ready").status_code == 200
+    ask(5)
+    redis.start()
+    ask_until("redis-closed")
+    hits = counted(client)["exact-hit"]
+    end = time.monotonic() + 60
+    while counted(client)["exact-hit"] == hits:
+        assert time.monotonic() < end, "it is not used again"
+        ask(2)
+
+
+def test_two_servers_share_what_they_know(server, serving, model):
+    redis = server()
+    one, other = serving(cache=redis.url), serving(cache=redis.url)
+    first = one.predict({"text": "a fine film"}).json()["probabilities"]
+    end = time.monotonic() + 60
+    while not counted(other).get("exact-hit"):
+        assert time.monotonic() < end
+        assert other.predict({"text": "a fine film"}).json()["probabilities"] == first
+    with redis.client() as client:
+        names = list(client.scan_iter())
+        stored = b"".join(client.get(name) or b"" for name in names)
+    assert names and b"fine film" not in stored + b"".join(names)
+
+
+def test_a_redis_that_is_not_there_at_the_start_is_no_reason_not_to_start(serving):
+    with socket.socket() as nobody:
+        nobody.bind(("127.0.0.1", 0))
+        client = serving(cache=f"redis://127.0.0.1:{nobody.getsockname()[1]}/0")
+        assert {client.predict({"text": f"text {n}"}).status_code for n in range(20)} == {200}

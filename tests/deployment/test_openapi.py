@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import requests
@@ -18,8 +20,9 @@ from schemathesis.specs.openapi.checks import response_schema_conformance
 from companion.deployment import Limits, ServerSettings, create_app
 from companion.deployment.keys import add_key
 from companion.deployment.problems import PROBLEMS
+from companion.deployment.rollout import VersionFacts
 
-REFUSALS = {"checks": {"negative_data_rejection": {"expected-statuses": [401, 404, 413, 415, 422]}}}
+REFUSALS = {"checks": {"negative_data_rejection": {"expected-statuses": [401, 404, 409, 413, 415, 422]}}}
 """Schemathesis' own list has no 413, and a batch of too many items is that."""
 POSITIVE, NEGATIVE = GenerationMode.POSITIVE, GenerationMode.NEGATIVE
 CONFORMS = [
@@ -41,19 +44,47 @@ OPERATIONS = (
     "kserve_model",
     "kserve_model_ready",
     "kserve_infer",
+    "rollout_status",
+    "rollout_load",
+    "rollout_unload",
+    "rollout_canary",
+    "rollout_shadow",
+    "rollout_promote",
+    "rollout_rollback",
 )
-WITH_INPUT = ("predict", "predict_batch", "kserve_model", "kserve_model_ready", "kserve_infer")
-# What the schema cannot say of a valid KServe request: that shape and data agree.
-ACCEPTS_ALL = tuple(name for name in WITH_INPUT if name != "kserve_infer")
+ASKING = ("predict", "predict_batch", "kserve_model", "kserve_model_ready", "kserve_infer")
+STEERING = ("rollout_load", "rollout_canary", "rollout_shadow")
+WITH_INPUT = ASKING + STEERING
+# What the schema cannot say of a valid request: that the shape and the data of KServe's agree, that there is
+# such a folder, that a rollout is in the stage for this.
+ACCEPTS_ALL = tuple(name for name in ASKING if name != "kserve_infer")
+ADMIN_KEY = "an-admin-key-of-enough-characters"
 
 
 @pytest.fixture
-def everything(serving, tmp_path):
-    """A server with keys, quotas and small limits, its description, and a key."""
+def everything(serving, model, tmp_path):
+    """A server with keys, quotas, a rollout and small limits, its description, and its keys.
+
+    Every folder is a version that it can load.
+    """
     token, _ = add_key(tmp_path / "keys", "fuzz")
+    (tmp_path / "admin.key").write_text(ADMIN_KEY)
     limits = Limits(characters=40, body_bytes=4000, batch_texts=5, batch_characters=100)
-    client = serving(limits, api_keys=tmp_path / "keys", rate="1000000/second")
-    headers = {"X-API-Key": token}
+
+    def version(folder):
+        return "v-test" if folder == Path("fake").resolve() else "v-other"
+
+    client = serving(
+        limits,
+        api_keys=tmp_path / "keys",
+        rate="1000000/second",
+        cache="memory",
+        rollout=tmp_path / "state.json",
+        admin_key=tmp_path / "admin.key",
+        load=lambda folder, threads: replace(model, manifest=SimpleNamespace(model_version=version(folder))),
+        inspect=lambda folder: VersionFacts(version(folder), model.labels, False, "tokens"),
+    )
+    headers = {"X-API-Key": token, "X-Admin-Key": ADMIN_KEY}
     description = client.request("GET", "/openapi.json", headers=headers).json()
     schema = schemathesis.openapi.from_dict(description, config=SchemathesisConfig.from_dict(REFUSALS))
     return client, schema, headers
@@ -117,13 +148,35 @@ def test_good_input(everything, name):
     extra = [checks.positive_data_acceptance] if name in ACCEPTS_ALL else []
     statuses = fuzz(everything, name, POSITIVE, 20 if name in WITH_INPUT else 1, extra)
     # Where good input may be refused (shape and data of `infer` agree by luck), test_kserve.py has its 200.
-    assert statuses[200] > 0 or name == "kserve_infer", statuses
+    assert statuses[200] > 0 or name not in ("live", "ready", "metrics", *ACCEPTS_ALL), statuses
+    if name.startswith("rollout"):
+        assert set(statuses) <= {200, 401, 409, 422}, statuses
+
+
+def test_a_rollout_answers_by_its_description_in_every_stage(everything, tmp_path):
+    client, _, headers = everything
+
+    def post(path):
+        body = {"folder": str(tmp_path)} if path == "/load" else None
+        return client.request("POST", f"/admin/rollout{path}", json=body, headers=headers).status_code
+
+    # 401: schemathesis makes up keys as well.
+    for before, expected in (([], 409), (["/load"], 200), (["/load", "/promote"], 409)):
+        assert [post(path) for path in before] == [200] * len(before)
+        for name in ("rollout_canary", "rollout_shadow"):
+            assert set(fuzz(everything, name, POSITIVE, 5)) - {401} == {expected}
+        for name in ("rollout_status", "predict"):
+            assert set(fuzz(everything, name, POSITIVE, 5)) - {401} == {200}
+        fuzz(everything, "rollout_load", POSITIVE, 5)
+        fuzz(everything, "kserve_infer", POSITIVE, 5)
+        post("/unload")
 
 
 def refused_where_it_must(statuses):
     # 200: what was added is none of the server's business, such as a query; schemathesis knows which that is.
     # 401: the key itself was spoilt.
-    assert set(statuses) <= {200, 401, 404, 413, 415, 422}, statuses
+    # 409: what is left of the input is good, but there is no candidate.
+    assert set(statuses) <= {200, 401, 404, 409, 413, 415, 422}, statuses
     assert statuses[404] + statuses[422] > 0, statuses
 
 
@@ -136,9 +189,10 @@ def test_bad_input(everything, name):
 @pytest.mark.timeout(7200)
 @pytest.mark.parametrize("name", WITH_INPUT)
 def test_ten_thousand_bad_inputs(everything, name):
-    statuses = fuzz(everything, name, NEGATIVE, 2000, [checks.negative_data_rejection])
+    count = 10_000 // len(WITH_INPUT)
+    statuses = fuzz(everything, name, NEGATIVE, count, [checks.negative_data_rejection])
     refused_where_it_must(statuses)
-    assert statuses.total() == 2000
+    assert statuses.total() == count
 
 
 @pytest.mark.parametrize("path", ["/predict", "/predict/batch", "/v2/models/companion/infer"])
@@ -217,7 +271,9 @@ def test_the_command_passes_every_setting_on(run, monkeypatch, tmp_path):
         "--host 0.0.0.0 --port 9 --threads 2 --model-name m --api-keys k --rate 5/second "
         "--redis redis://r:1/0 --trust-proxy 10.0.0.1 --trust-proxy 10.1.0.0/16 --characters 1 "
         "--body-bytes 2 --batch-texts 3 "
-        "--batch-characters 4 --log-requests --log-format json --log-file l"
+        "--batch-characters 4 --log-requests --log-format json --log-file l "
+        "--cache memory --cache-entries 5 --cache-ttl 6.5 --semantic-cache c --rollout s --rollout-root . "
+        "--admin-key k"
     )
     assert run("serve", tmp_path, *words.split())[0] == 0
     assert got.pop()[1] == ServerSettings(
@@ -233,7 +289,20 @@ def test_the_command_passes_every_setting_on(run, monkeypatch, tmp_path):
         log_requests=True,
         log_format="json",
         log_file=Path("l"),
+        cache="memory",
+        cache_entries=5,
+        cache_ttl_s=6.5,
+        semantic_cache=Path("c"),
+        rollout=Path("s"),
+        rollout_root=Path(),
+        admin_key=Path("k"),
     )
-    for words in ("--rate often", "--log-format xml", "--redis redis://x", "--trust-proxy nginx"):
+    for words in (
+        "--rate often",
+        "--log-format xml",
+        "--redis redis://x",
+        "--trust-proxy nginx",
+        "--cache x",
+    ):
         code, out, err = run("serve", tmp_path, *words.split())
         assert (code, out, err.count("\n")) == (2, "", 1), err

@@ -6,15 +6,18 @@ import json
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 
-from companion.deployment import create_app
+from companion.deployment import ServerSettings, create_app
 from companion.deployment.batching.calibrating import WARM_UP
-from companion.deployment.rollout import VersionFacts
+from companion.deployment.caching import Certificate, HitBudget
+from companion.deployment.rollout import RolloutSettings, VersionFacts
 
 KEY = "an-admin-key-of-enough-characters"
 ADMIN = {"X-Admin-Key": KEY}
@@ -35,6 +38,7 @@ class Versions:
         self.models: dict[str, Any] = {}
         self.facts: dict[str, VersionFacts] = {}
         self.shape: dict[str, dict[str, Any]] = {}
+        self.opinion: dict[str, Callable[[Any], Any]] = {}
         for name in ("v1", "v2", "v3"):
             (folder / name).mkdir()
             self.facts[name] = VersionFacts(name, LABELS, False, "tokens")
@@ -42,8 +46,11 @@ class Versions:
     def load(self, folder: Path, threads: int) -> Any:
         manifest = SimpleNamespace(model_version=folder.name)
         shape = {"labels": self.facts[folder.name].labels, **self.shape.get(folder.name, {})}
-        self.models[folder.name] = self.make(manifest=manifest, **shape)
-        return self.models[folder.name]
+        model = self.models[folder.name] = self.make(manifest=manifest, **shape)
+        if folder.name in self.opinion:
+            run, opinion = model.run, self.opinion[folder.name]
+            model.run = lambda encodings: opinion(run(encodings))
+        return model
 
     def inspect(self, folder: Path) -> VersionFacts:
         return self.facts[folder.name]
@@ -188,3 +195,231 @@ def test_the_whole_way(rolling, versions):
     assert client.predict({"text": "x"}).headers["x-model-version"] == "v1"
     names = client.request("GET", "/metrics").text
     assert {f'route="/admin/rollout{path}"' in names for path in ("/promote", "/canary", "/load")} == {True}
+
+
+def failing(logits: Any) -> Any:
+    raise RuntimeError("secret: it broke")
+
+
+def not_numbers(logits: Any) -> Any:
+    return np.full_like(logits, np.nan)
+
+
+@pytest.mark.parametrize("cache", [None, "memory"])
+@pytest.mark.parametrize("opinion", [np.negative, failing, not_numbers])
+def test_a_canary_that_goes_wrong_is_taken_back_within_a_hundred_answers(rolling, versions, opinion, cache):
+    client = rolling(cache=cache, log_requests=False)
+    admin(client, "/load", {"folder": str(versions.folder / "v2")})
+    admin(client, "/canary", {"share": 1})
+    for number in range(30):
+        assert client.predict({"text": "good " * (number % 7 + 1)}).headers["x-model-version"] == "v2"
+    versions.opinion["v2"] = opinion
+    model = versions.models["v2"]
+    run = model.run
+    model.run = lambda encodings: opinion(run(encodings))
+    bad = 0
+    for number in range(400):
+        answer = client.predict({"text": f"{number} " + "word " * (number % 60)})
+        assert answer.status_code == 200, answer.text
+        bad += answer.headers["x-model-version"] == "v2"
+        if admin(client)["stage"] == "live":
+            break
+    status = admin(client)
+    assert (status["stage"], status["live"]["version"]) == ("live", "v1")
+    assert number < 100 and bad <= 100
+    (event,) = [event for event in status["events"] if event["what"] == "rolled back"]
+    assert event["automatic"]
+    assert client.predict({"text": "after"}).headers["x-model-version"] == "v1"
+    until(lambda: json.loads((versions.folder / "state.json").read_text())["candidate"] is None)
+
+
+def test_a_promoted_version_that_fails_is_taken_back_and_no_client_notices(rolling, versions):
+    client = rolling()
+    admin(client, "/load", {"folder": str(versions.folder / "v2")})
+    admin(client, "/promote")
+    versions.models["v2"].run = failing
+    for number in range(100):
+        assert client.predict({"text": f"text {number}"}).json()["model_version"] == "v1"
+        if admin(client)["stage"] == "live":
+            break
+    assert admin(client)["live"]["version"] == "v1"
+    assert client.request("GET", "/health/ready").json()["model_version"] == "v1"
+
+
+def test_a_shadow_is_asked_in_the_background_and_changes_no_answer(rolling, versions):
+    client = rolling(cache="memory")
+    admin(client, "/load", {"folder": str(versions.folder / "v2")})
+    admin(client, "/shadow", {"share": 1})
+    for number in range(20):
+        assert client.predict({"text": f"text {number}"}).headers["x-model-version"] == "v1"
+    until(lambda: admin(client)["trial"]["shadowed"] > 0)
+    trial = admin(client)["trial"]
+    assert trial["answered"] == 0
+    assert trial["agreement"]["share"] == 1
+
+
+def test_labels_in_another_order_do_not_change_what_is_read_by_place(rolling, versions):
+    versions.facts["v2"] = replace(versions.facts["v2"], labels=LABELS[::-1])
+    versions.opinion["v2"] = lambda logits: logits[:, ::-1]
+    client = rolling()
+    body = {"inputs": [{"name": "text", "shape": [2], "datatype": "BYTES", "data": ["a", "bb" * 9]}]}
+
+    def outputs() -> Any:
+        return client.request("POST", "/v2/models/companion/infer", json=body).json()
+
+    before = outputs()
+    admin(client, "/load", {"folder": str(versions.folder / "v2")})
+    for path, share in (("/canary", {"share": 1}), ("/promote", None)):
+        admin(client, path, share)
+        after = outputs()
+        assert (before["model_version"], after["model_version"]) == ("v1", "v2")
+        assert after["outputs"] == before["outputs"]
+
+
+def test_a_folder_that_is_no_version_is_refused_and_the_live_one_goes_on(rolling, versions):
+    client = rolling(rollout_root=versions.folder)
+    versions.opinion["v3"] = failing
+    refusals = []
+    for folder in (versions.folder / "v3", versions.folder / "nowhere", Path("/etc")):
+        answer = client.request("POST", "/admin/rollout/load", json={"folder": str(folder)}, headers=ADMIN)
+        assert (answer.status_code, answer.json()["code"]) == (422, "version-refused")
+        refusals.append(answer.json()["detail"])
+        assert client.predict({"text": "x"}).headers["x-model-version"] == "v1"
+    assert "is not below" in refusals[2]
+    assert admin(client)["stage"] == "live"
+
+
+def test_the_gate_leaves_the_admin_to_the_admin_key_and_limits_the_body(rolling, tmp_path):
+    from companion.deployment import Limits
+    from companion.deployment.keys import add_key
+
+    token, _ = add_key(tmp_path / "keys", "somebody")
+    limits = Limits(characters=40, body_bytes=4000, batch_texts=5, batch_characters=100)
+    client = rolling(api_keys=tmp_path / "keys", limits=limits, rate="2/hour")
+    assert client.predict({"text": "x"}).json()["code"] == "unauthorized"
+    refused = client.request("GET", "/admin/rollout", headers={"X-API-Key": token})
+    assert (refused.status_code, refused.json()["code"]) == (401, "admin-key-required")
+    assert refused.headers["www-authenticate"].startswith("AdminKey")
+    for _ in range(3):
+        assert client.request("GET", "/admin/rollout", headers=ADMIN).status_code == 200
+    large = client.request("POST", "/admin/rollout/load", content=b"x" * 5000, headers=ADMIN)
+    assert large.json()["code"] == "body-too-large"
+
+
+def test_the_end_waits_for_every_version(rolling, versions):
+    client = rolling(threads=2)
+    admin(client, "/load", {"folder": str(versions.folder / "v2")})
+    admin(client, "/canary", {"share": 0, "by_header": True})
+    candidate, service = versions.models["v2"], client.app.state.service
+    candidate.gate.clear()
+    waiting = client.start("POST", "/predict", json={"text": "x"}, headers={"X-Rollout": "candidate"})
+    until(lambda: candidate.running)
+    client.portal.call(service.drain)
+    assert client.predict({"text": "x"}).json()["code"] == "draining"
+    assert client.request("GET", "/health/ready").json()["code"] == "draining"
+    drained = client.portal.start_task_soon(service.drained)
+    time.sleep(0.05)
+    assert not drained.done()
+    candidate.gate.set()
+    assert waiting.result(60).status_code == 200
+    drained.result(60)
+
+
+def test_two_lines_are_shown_as_one(rolling, versions):
+    client = rolling(threads=1, workers=1)
+    admin(client, "/load", {"folder": str(versions.folder / "v2")})
+    admin(client, "/canary", {"share": 0, "by_header": True})
+    for name in ("v1", "v2"):
+        versions.models[name].gate.clear()
+
+    def waiting() -> float:
+        text = client.request("GET", "/metrics").text
+        (line,) = [line for line in text.splitlines() if line.startswith("companion_queue_length ")]
+        return float(line.split()[1])
+
+    asked = [
+        client.start("POST", "/predict", json={"text": f"{n}"}, headers={"X-Rollout": wish})
+        for n in range(3)
+        for wish in ("live", "candidate")
+    ]
+    until(lambda: waiting() == 4)
+    for name in ("v1", "v2"):
+        versions.models[name].gate.set()
+    assert {future.result(60).status_code for future in asked} == {200}
+    until(lambda: waiting() == 0)
+
+
+# --- settings
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"cache_ttl_s": 5.0}, "--cache-ttl is given but no cache"),
+        ({"semantic_cache": Path("x")}, "--semantic-cache is given but no cache"),
+        ({"cache": "redis"}, "the cache is neither 'memory' nor"),
+        ({"cache": "redis://127.0.0.1:1/0", "cache_entries": 5}, "its own maxmemory"),
+        ({"cache": "memory", "cache_entries": 0}, "expected at least 1"),
+        ({"cache": "memory", "cache_ttl_s": 0.0}, "expected seconds"),
+        ({"cache": "memory", "cache_ttl_s": float("nan")}, "expected seconds"),
+        ({"admin_key": Path("x")}, "--admin-key is given but no rollout"),
+        ({"rollout_root": Path("x")}, "--rollout-root is given but no rollout"),
+        ({"rollout_settings": RolloutSettings()}, "rollout_settings is given but no rollout"),
+        ({"rollout": Path("/")}, "is a folder, expected a file"),
+        ({"rollout": Path("s"), "rollout_root": Path("nowhere")}, "is no folder"),
+    ],
+)
+def test_settings_that_cannot_work(changes, message):
+    with pytest.raises(ValueError, match=message):
+        ServerSettings(**changes)
+
+
+def test_no_rollout_without_an_admin_key(tmp_path, monkeypatch):
+    def created(**settings: Any) -> Any:
+        return create_app(tmp_path, rollout=tmp_path / "state.json", **settings)
+
+    with pytest.raises(ValueError, match="COMPANION_ADMIN_KEY"):
+        created()
+    for content in ("", " \n", "short", "two words of enough characters"):
+        (tmp_path / "key").write_text(content)
+        with pytest.raises(ValueError, match="expected at least 16"):
+            created(admin_key=tmp_path / "key")
+    (tmp_path / "key").write_text("schlüssel" * 5, encoding="utf-8")
+    with pytest.raises(ValueError, match="is not text"):
+        created(admin_key=tmp_path / "key")
+    with pytest.raises(FileNotFoundError):
+        created(admin_key=tmp_path / "none")
+    monkeypatch.setenv("COMPANION_ADMIN_KEY", KEY)
+    assert created().state.service.rollout.status().stage == "loading"
+
+
+def certificate(threshold: float | None, **changes: Any) -> dict[str, Any]:
+    found = Certificate(
+        threshold, "" if threshold else "too few", HitBudget(), 900, None, None, "hashed-words/64", "v-test"
+    )
+    return replace(found, **changes).to_dict()
+
+
+def test_a_certificate_lets_similar_texts_hit(serving, model, tmp_path):
+    (tmp_path / "certificate.json").write_text(json.dumps(certificate(0.8)))
+    client = serving(cache="memory", semantic_cache=tmp_path / "certificate.json")
+    first = client.predict({"text": "the film was a very lovely one"}).json()
+    second = client.predict({"text": "the film was a very lovely one!"}).json()
+    assert first["probabilities"] == second["probabilities"]
+    found = events(client)
+    assert found["semantic-hit"] == 1 and found["semantic-stored"] == 1
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("[]", "is no certificate"),
+        ("{", "is no certificate"),
+        (json.dumps(certificate(None)), "allows no hit"),
+        (json.dumps(certificate(0.8, embedder="v-test/mean/2")), "expected hashed-words/"),
+    ],
+)
+def test_a_certificate_that_is_none_is_refused(tmp_path, content, message):
+    (tmp_path / "certificate.json").write_text(content)
+    with pytest.raises(ValueError, match=message):
+        create_app(tmp_path, cache="memory", semantic_cache=tmp_path / "certificate.json")

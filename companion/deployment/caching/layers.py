@@ -116,7 +116,7 @@ def read_certificate(file: Path) -> Certificate:
     Parameters
     ----------
     file : Path
-        Written by `companion certify`.
+        A certificate's `to_dict`, as JSON.
 
     Returns
     -------
@@ -134,7 +134,9 @@ def read_certificate(file: Path) -> Certificate:
     try:
         found = Certificate.from_dict(json.loads(file.read_text(encoding="utf-8")))
     except ValueError as error:
-        raise ValueError(f"{file} is no certificate: {error} Make one with 'companion certify'.") from None
+        raise ValueError(
+            f"{file} is no certificate: {error} Expected certify(...).to_dict() as JSON."
+        ) from None
     if found.threshold is None:
         raise ValueError(
             f"{file} allows no hit, so a semantic cache would only cost time ({found.reason}): leave it out."

@@ -30,6 +30,7 @@ ADMIN_HEADER = "X-Admin-Key"
 PREFIX = "/admin/rollout"
 _CHALLENGE = {"WWW-Authenticate": 'AdminKey realm="companion"'}
 
+_AdminKey = Annotated[str | None, Header(include_in_schema=False)]  # it is there as a security scheme
 _Share = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
 
 
@@ -145,7 +146,7 @@ class _Guarded:
     def __init__(self, key: str) -> None:
         self._digest = sha256(key.encode()).digest()
 
-    async def __call__(self, x_admin_key: Annotated[str | None, Header()] = None) -> None:
+    async def __call__(self, x_admin_key: _AdminKey = None) -> None:
         offered = sha256((x_admin_key or "").encode(errors="surrogateescape")).digest()
         if not hmac.compare_digest(offered, self._digest):
             detail = f"Send the admin key in the header {ADMIN_HEADER}."
