@@ -34,7 +34,8 @@ def time_plot(report: LoadReport) -> Plot:
             if points:
                 upper.plot(*zip(*points, strict=True), marker=marker, markersize=3.5, label=name)
         upper.set(xlabel="time, seconds", ylabel="latency, ms", yscale="log")
-        upper.legend(loc="best")
+        if upper.has_data():
+            upper.legend(loc="best")
         for name, label in (("due", "due"), ("ok", "answers"), ("refused", "refusals")):
             values = [getattr(second, name) / second.length for second in seconds]
             if name != "refused" or any(values):
@@ -51,17 +52,17 @@ def time_plot(report: LoadReport) -> Plot:
                         alpha=0.15,
                         linewidth=0,
                     )
-        return show(drawn, alt=_time_in_words(seconds))
+        return show(drawn, alt=_time_in_words(report))
 
 
-def _time_in_words(seconds: tuple[LoadSecond, ...]) -> str:
+def _time_in_words(report: LoadReport) -> str:
+    seconds = report.seconds
     measured = [second for second in seconds if not second.warmup] or list(seconds)
     slowest = max((second for second in measured if second.slowest is not None), key=_slowest, default=None)
     rates = [second.ok / second.length for second in measured]
-    refused = sum(second.refused for second in measured)
     said = (
         f"Over {len(measured)} measured seconds, between {min(rates):.0f} and {max(rates):.0f} requests per "
-        f"second were answered, and {refused} refused."
+        f"second were answered, and {report.counts.refused} refused."
     )
     if slowest is None:
         return f"{said} No request was answered."

@@ -34,6 +34,7 @@ from companion.deployment.loadtest.asking import Reading, read_answer, retry_aft
 __all__ = ["Desk", "Visitor", "main"]
 
 _FLUSH_S = 0.25
+_PATIENCE_S = 5.0
 _PROBE_S = 0.02
 _UNSENT = 3
 _OUTCOMES = {"ok": 0, "refused": 1, "failed": 2}
@@ -273,7 +274,9 @@ def _run_stage(environment: Environment, desk: Desk, reporter: _Reporter) -> Non
     reporter.write(opened=desk.start, users=desk.users)
     helpers += [gevent.spawn(_probe, desk), gevent.spawn(reporter.keep_flushing, desk)]
     try:
-        while runner.user_greenlets and not desk.stopped:
+        # Whatever holds a visitor up, a stage ends: each request is given up after its timeout.
+        latest = desk.end + desk.stage.get("grace", 0.0) + 2 * desk.job["timeout"] + _PATIENCE_S
+        while runner.user_greenlets and not desk.stopped and _clock() < latest:
             runner.user_greenlets.join(timeout=0.05)
     finally:
         gevent.killall(helpers)
