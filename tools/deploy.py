@@ -1,8 +1,8 @@
 """Write the generated files of deploy/: `python tools/deploy.py`.
 
 The image's requirements come from constraints.txt, the configurations of nginx, Redis and Prometheus from the
-templates that `companion stack` uses too, the dashboard from its table. tests/deployment/test_deploy.py says when
-one of them is out of date.
+templates that `companion stack` uses too, the dashboard from its table. tests/deployment/test_deploy.py says
+when one of them is out of date.
 """
 
 from __future__ import annotations
@@ -49,7 +49,9 @@ def pins() -> dict[str, str]:
 def closure(names: Iterable[str]) -> set[str]:
     """Return these distributions and all that they require, as the installed ones say."""
     found: set[str] = set()
-    waiting = [(canonicalize_name(Requirement(name).name), frozenset(Requirement(name).extras)) for name in names]
+    waiting = [
+        (canonicalize_name(Requirement(name).name), frozenset(Requirement(name).extras)) for name in names
+    ]
     seen = set()
     while waiting:
         name, extras = waiting.pop()
@@ -92,7 +94,8 @@ def generated() -> dict[Path, str]:
     return {
         DEPLOY / "image" / "requirements.txt": requirements(),
         compose / "nginx.conf": GENERATED + nginx_conf(place),
-        compose / "redis.conf": GENERATED + redis_conf(bind="0.0.0.0", port=6379, folder="/tmp", protected=False),
+        compose / "redis.conf": GENERATED
+        + redis_conf(bind="0.0.0.0", port=6379, folder="/tmp", protected=False),
         compose / "prometheus.yml": GENERATED
         + prometheus_conf(targets=SERVERS, rules="/etc/prometheus/alerts.yml", interval_s=15),
         compose / "grafana" / "companion.json": dashboard(),

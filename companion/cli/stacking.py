@@ -40,7 +40,8 @@ def up(
         typer.Option("--without", help="nginx, redis or prometheus: leave it out; repeatable."),
     ] = None,
     threads: Annotated[
-        int | None, typer.Option("--threads", min=1, help="Threads of each server. Default: the cores, shared.")
+        int | None,
+        typer.Option("--threads", min=1, help="Of each server. Default: the cores, shared."),
     ] = None,
     rate: Annotated[
         str | None, typer.Option("--rate", help="Texts for each caller over all servers: 1000/minute.")
@@ -51,11 +52,12 @@ def up(
     """Start whatever of the stack does not run yet, and wait until it works."""
     from companion.deployment.stack import Stack, StackSettings
 
+    parts = cast("tuple[OptionalPart, ...]", tuple(sorted(set(without or ()))))  # refused if it is another
     settings = StackSettings(
         folder=folder.resolve(),
         servers=servers,
         port=port,
-        without=cast("tuple[OptionalPart, ...]", tuple(sorted(set(without or ())))),  # refused if it is another
+        without=parts,
         threads=threads,
         rate=rate,
         arguments=tuple(arguments or ()),

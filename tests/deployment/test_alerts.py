@@ -1,4 +1,4 @@
-"""The alert rules and the dashboard: each rule fires when it should, and reads what the server really says."""
+"""The alert rules and the dashboard: rules fire when they should, and read what servers really say."""
 
 from __future__ import annotations
 
@@ -75,7 +75,9 @@ def test_every_alert_says_what_happened_and_where_to_look():
     for rule in ALERTS.values():
         assert rule["labels"]["severity"] in {"warning", "critical"}
         assert rule["annotations"].keys() == {"summary", "look"}
-    assert {name for name in ALERTS if any(test["name"].startswith(name) for test in planted())} == set(ALERTS)
+    assert {name for name in ALERTS if any(test["name"].startswith(name) for test in planted())} == set(
+        ALERTS
+    )
 
 
 def test_the_queries_of_the_dashboard_are_promql(promtool, tmp_path):
@@ -112,7 +114,7 @@ def exposed(text: str) -> dict[str, set[str]]:
 def test_what_rules_and_dashboard_read_is_what_the_server_says(client, promtool, tmp_path):
     assert client.predict({"text": "something"}).status_code == 200
     page = client.request("GET", "/metrics").text
-    there = exposed(page) | dict.fromkeys(RECORDS, set()) | {"up": set()}
+    there = exposed(page) | {name: set() for name in RECORDS} | {"up": set()}
     added = {"job", "instance"}
     for expression in EXPRESSIONS:
         read = selectors(expression)
@@ -121,7 +123,10 @@ def test_what_rules_and_dashboard_read_is_what_the_server_says(client, promtool,
             assert name in there, f"{name} is read by {expression} and is not in /metrics"
             assert name in RECORDS or labels.keys() - added <= there[name], expression
     checked = subprocess.run(
-        [shutil.which("promtool") or "promtool", "check", "metrics"], input=page, capture_output=True, text=True
+        [shutil.which("promtool") or "promtool", "check", "metrics"],
+        input=page,
+        capture_output=True,
+        text=True,
     )
     assert checked.returncode == 0, checked.stdout + checked.stderr
 
@@ -194,10 +199,13 @@ def test_calls_that_are_counted_alone_are_told():
 
 
 def test_the_dashboard_is_one_that_grafana_opens():
-    board = json.loads((FOLDER.parent / "compose" / "grafana" / "companion.json").read_text())
+    grafana = FOLDER.parent / "compose" / "grafana"
+    board = json.loads((grafana / "companion.json").read_text())
     places = [(p["gridPos"]["x"], p["gridPos"]["y"]) for p in board["panels"]]
     assert len(set(places)) == len(places) == len(PANELS)
     assert len({panel["id"] for panel in board["panels"]}) == len(PANELS)
-    source = yaml.safe_load((FOLDER.parent / "compose" / "grafana" / "datasource.yml").read_text())["datasources"][0]
+    source = yaml.safe_load((FOLDER.parent / "compose" / "grafana" / "datasource.yml").read_text())[
+        "datasources"
+    ][0]
     for panel in board["panels"]:
         assert panel["description"] and panel["datasource"] == {"type": source["type"], "uid": source["uid"]}

@@ -51,7 +51,9 @@ def test_the_requirements_are_closed_pinned_and_light(tool):
     listed = dict(line.split("==") for line in lines)
     assert listed == {name: version for name, version in tool.pins().items() if name in listed}
     assert tool.closure(listed) == set(listed)
-    assert not {"torch", "transformers", "datasets", "onnx", "scipy", "ray", "locust", "matplotlib"} & set(listed)
+    assert not {"torch", "transformers", "datasets", "onnx", "scipy", "ray", "locust", "matplotlib"} & set(
+        listed
+    )
 
 
 # --- compose
@@ -129,21 +131,33 @@ def test_the_manifests_agree_with_each_other_and_with_the_server():
     pod = ALL["Deployment", "companion"]["spec"]["template"]
     server = pod["spec"]["containers"][0]
     labels = pod["metadata"]["labels"].items()
-    for kind, path in (("Service", "selector"), ("PodDisruptionBudget", "selector"), ("NetworkPolicy", "podSelector")):
+    for kind, path in (
+        ("Service", "selector"),
+        ("PodDisruptionBudget", "selector"),
+        ("NetworkPolicy", "podSelector"),
+    ):
         selector = ALL[kind, "companion"]["spec"][path]
         assert selector.get("matchLabels", selector).items() <= labels, kind
     assert ALL["HorizontalPodAutoscaler", "companion"]["spec"]["scaleTargetRef"]["name"] == "companion"
-    paths = {name: server[name]["httpGet"]["path"] for name in ("startupProbe", "livenessProbe", "readinessProbe")}
+    paths = {
+        name: server[name]["httpGet"]["path"] for name in ("startupProbe", "livenessProbe", "readinessProbe")
+    }
     assert paths == {
         "startupProbe": "/health/ready",
         "livenessProbe": "/health/live",
         "readinessProbe": "/health/ready",
     }
-    assert pod["spec"]["terminationGracePeriodSeconds"] > server["lifecycle"]["preStop"]["sleep"]["seconds"] + GRACE_S
+    assert (
+        pod["spec"]["terminationGracePeriodSeconds"]
+        > server["lifecycle"]["preStop"]["sleep"]["seconds"] + GRACE_S
+    )
     settings = ALL["ConfigMap", "companion"]["data"]
     used = {name for argument in server["args"] for name in re.findall(r"\$\((\w+)\)", argument)}
     assert used <= settings.keys()
-    assert settings["REDIS"].split("//")[1].split(":")[0] == ALL["Service", "companion-redis"]["metadata"]["name"]
+    assert (
+        settings["REDIS"].split("//")[1].split(":")[0]
+        == ALL["Service", "companion-redis"]["metadata"]["name"]
+    )
     assert int(settings["COMPANION_THREADS"]) == int(server["resources"]["limits"]["cpu"])
     assert pod["spec"]["enableServiceLinks"] is False
     for name in ("companion", "companion-redis"):

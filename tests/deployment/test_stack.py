@@ -61,9 +61,9 @@ def test_a_missing_program_is_named_with_its_package(monkeypatch, tmp_path, part
     monkeypatch.setattr(topology, "_ELSEWHERE", (str(tmp_path),))
     others = tuple({"nginx", "redis", "prometheus"} - {part})
     with pytest.raises(FileNotFoundError, match=rf"apt-get install {package}.*--without {part}"):
-        topology.parts_of(StackSettings(FOLDER, without=others), tmp_path, {part: 1, "server-1": 2, "server-2": 3, "server-3": 4})  # fmt: skip
-    named = [p.name for p in topology.parts_of(StackSettings(FOLDER, 1, without=(*others, part)), tmp_path, {"server-1": 2})]  # fmt: skip
-    assert named == ["server-1"]
+        topology.parts_of(StackSettings(FOLDER, 1, without=others), tmp_path, {part: 1, "server-1": 2})
+    bare = StackSettings(FOLDER, 1, without=(*others, part))
+    assert [found.name for found in topology.parts_of(bare, tmp_path, {"server-1": 2})] == ["server-1"]
 
 
 def test_nginx_takes_the_configuration(program, tmp_path):
@@ -91,7 +91,9 @@ def test_prometheus_takes_the_configuration(program, tmp_path):
 
     (tmp_path / "alerts.yml").write_text(alert_rules())
     file = tmp_path / "prometheus.yml"
-    file.write_text(prometheus_conf(targets=["127.0.0.1:1", "127.0.0.1:2"], rules=str(tmp_path / "alerts.yml")))
+    file.write_text(
+        prometheus_conf(targets=["127.0.0.1:1", "127.0.0.1:2"], rules=str(tmp_path / "alerts.yml"))
+    )
     done = subprocess.run([program("promtool"), "check", "config", str(file)], capture_output=True, text=True)
     assert done.returncode == 0 and "13 rules found" in done.stdout, done.stdout + done.stderr
 
@@ -163,7 +165,8 @@ def test_an_id_that_belongs_to_somebody_else_is_left_alone(tmp_path):
 
 def test_one_that_does_not_listen_is_ended(tmp_path):
     file = ProcessFile(tmp_path / "a.pid", str(tmp_path))
-    code = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); print('deaf', flush=True); time.sleep(600)"
+    code = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); "
+    code += "print('deaf', flush=True); time.sleep(600)"
     file.start([sys.executable, "-c", code, str(tmp_path)], tmp_path / "log")
     until(lambda: "deaf" in (tmp_path / "log").read_text())
     file.stop(signal.SIGTERM, 0.2)

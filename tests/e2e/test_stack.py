@@ -69,7 +69,9 @@ def test_up_again_up_a_part_that_dies_and_down(state, onnx_folder):
     assert httpx.get(f"{url}/metrics").status_code == 404
     seen = f"http://127.0.0.1:{parts(first)['prometheus']['port']}/api/v1"
     end = time.monotonic() + 60
-    while len(httpx.get(f"{seen}/query", params={"query": "companion_ready == 1"}).json()["data"]["result"]) < 2:
+    while (
+        len(httpx.get(f"{seen}/query", params={"query": "companion_ready == 1"}).json()["data"]["result"]) < 2
+    ):
         assert time.monotonic() < end, "Prometheus does not see both servers"
         time.sleep(0.2)
     assert len(httpx.get(f"{seen}/rules").json()["data"]["groups"]) == 2
@@ -132,7 +134,9 @@ def test_a_port_that_is_taken(state, onnx_folder):
 
 
 def test_the_block_of_a_notebook(state, onnx_folder):
-    settings = StackSettings(onnx_folder, servers=1, port=0, without=("nginx", "redis", "prometheus"), threads=1)
+    settings = StackSettings(
+        onnx_folder, servers=1, port=0, without=("nginx", "redis", "prometheus"), threads=1
+    )
     with Stack(settings, state) as stack:
         assert [part.fault for part in stack.status()] == [None]
         assert httpx.get(f"{stack.url}/health/ready").status_code == 200

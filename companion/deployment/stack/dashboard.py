@@ -8,7 +8,7 @@ from typing import Any
 
 __all__ = ["PANELS", "Panel", "dashboard"]
 
-_PREDICTING = 'route=~"/predict|/predict/batch|/v2/models/.*/infer"'
+_PREDICTING = '{route=~"/predict|/predict/batch|/v2/models/.*/infer"}'
 _EACH = "{{instance}}"
 _WIDTH, _HEIGHT, _ROW = 8, 8, 24
 
@@ -38,6 +38,14 @@ def _quantile(part: str, series: str, filters: str = "") -> str:
     return f"histogram_quantile({part}, sum by (le) (rate({series}_bucket{filters}[$__rate_interval])))"
 
 
+def _rate(series: str, by: str, filters: str = "") -> str:
+    return f"sum by ({by}) (rate({series}{filters}[$__rate_interval]))"
+
+
+def _ratio(above: str, below: str) -> str:
+    return f"sum(rate({above}[$__rate_interval])) / sum(rate({below}[$__rate_interval]))"
+
+
 PANELS: tuple[Panel, ...] = (
     Panel(
         "Servers that answer",
@@ -47,19 +55,23 @@ PANELS: tuple[Panel, ...] = (
     ),
     Panel(
         "Requests by outcome",
-        ((f"sum by (status, code) (rate(companion_requests_total{{{_PREDICTING}}}[$__rate_interval]))", "{{status}} {{code}}"),),
+        ((_rate("companion_requests_total", "status, code", _PREDICTING), "{{status}} {{code}}"),),
         "reqps",
         "ok is an answer; every other code is in the table of problems.",
     ),
     Panel(
         "Latency",
-        tuple((_quantile(part, "companion_request_seconds", f"{{{_PREDICTING}}}"), name) for part, name in (("0.5", "p50"), ("0.95", "p95"), ("0.99", "p99"))),
+        (
+            (_quantile("0.5", "companion_request_seconds", _PREDICTING), "p50"),
+            (_quantile("0.95", "companion_request_seconds", _PREDICTING), "p95"),
+            (_quantile("0.99", "companion_request_seconds", _PREDICTING), "p99"),
+        ),
         "s",
         "From a request's headers to the end of its answer, over all servers.",
     ),
     Panel(
         "Texts by outcome",
-        (("sum by (code) (rate(companion_texts_total[$__rate_interval]))", "{{code}}"),),
+        ((_rate("companion_texts_total", "code"), "{{code}}"),),
         "short",
         "Texts, not requests: a batch counts as many as it holds.",
     ),
@@ -71,25 +83,31 @@ PANELS: tuple[Panel, ...] = (
     ),
     Panel(
         "Queue age",
-        (("companion_queue_age_seconds", _EACH), (_quantile("0.99", "companion_queue_wait_seconds"), "p99 waited")),
+        (
+            ("companion_queue_age_seconds", _EACH),
+            (_quantile("0.99", "companion_queue_wait_seconds"), "p99 waited"),
+        ),
         "s",
         "How long the oldest text has waited, and how long the slowest hundredth did.",
     ),
     Panel(
         "Texts in one run",
-        (("sum(rate(companion_batch_texts_sum[$__rate_interval])) / sum(rate(companion_batch_texts_count[$__rate_interval]))", "mean"),),
+        ((_ratio("companion_batch_texts_sum", "companion_batch_texts_count"), "mean"),),
         "short",
         "More of them ride together when more of them wait.",
     ),
     Panel(
         "Time of one run",
-        (("sum(rate(companion_batch_seconds_sum[$__rate_interval])) / sum(rate(companion_batch_seconds_count[$__rate_interval]))", "mean"), (_quantile("0.99", "companion_batch_seconds"), "p99")),
+        (
+            (_ratio("companion_batch_seconds_sum", "companion_batch_seconds_count"), "mean"),
+            (_quantile("0.99", "companion_batch_seconds"), "p99"),
+        ),
         "s",
         "What the model takes. It grows when the machine is shared with others.",
     ),
     Panel(
         "Share of tokens that are padding",
-        (("1 - sum(rate(companion_tokens_total[$__rate_interval])) / sum(rate(companion_padded_tokens_total[$__rate_interval]))", "padding"),),
+        ((f"1 - {_ratio('companion_tokens_total', 'companion_padded_tokens_total')}", "padding"),),
         "percentunit",
         "Work without use: what batches of unequal lengths cost.",
     ),
@@ -97,7 +115,7 @@ PANELS: tuple[Panel, ...] = (
         "Answers by label",
         (("companion:answer_share:1h", "{{label}} ({{model_version}})"),),
         "percentunit",
-        "The last hour. A share that moves is a change of texts, of the model, or chance: companion drift tells which.",
+        "The last hour. Did a share move by chance, by the texts or by the model? companion drift tells.",
     ),
     Panel(
         "Model version",
@@ -113,11 +131,11 @@ PANELS: tuple[Panel, ...] = (
     ),
     Panel(
         "Events",
-        (("sum by (event) (rate(companion_events_total[$__rate_interval]))", "{{event}}"),),
+        ((_rate("companion_events_total", "event"), "{{event}}"),),
         "short",
         "Refused, cancelled, too late, hit and missed caches, Redis gone and back, versions taken back.",
     ),
-)  # fmt: skip
+)
 
 
 def dashboard() -> str:

@@ -35,7 +35,13 @@ class PartStatus:
 
     def to_dict(self) -> dict[str, object]:
         """Return it as JSON would have it."""
-        return {"name": self.name, "pid": self.pid, "port": self.port, "ok": not self.fault, "fault": self.fault}
+        return {
+            "name": self.name,
+            "pid": self.pid,
+            "port": self.port,
+            "ok": not self.fault,
+            "fault": self.fault,
+        }
 
 
 def fault_of(part: Part, *, timeout_s: float = 5.0) -> str | None:

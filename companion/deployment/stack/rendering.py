@@ -1,4 +1,4 @@
-"""The configurations of nginx, Redis and Prometheus: one template each, for this machine and for containers."""
+"""The configurations of nginx, Redis and Prometheus: one template each, natively and for containers."""
 
 from __future__ import annotations
 

@@ -19,7 +19,13 @@ from companion.artifacts import staged_file
 from companion.deployment.server import check_folder, listen
 from companion.deployment.stack.probing import PartStatus, fault_of
 from companion.deployment.stack.processes import ProcessFile
-from companion.deployment.stack.rendering import NginxPlace, alert_rules, nginx_conf, prometheus_conf, redis_conf
+from companion.deployment.stack.rendering import (
+    NginxPlace,
+    alert_rules,
+    nginx_conf,
+    prometheus_conf,
+    redis_conf,
+)
 from companion.deployment.stack.topology import Part, StackSettings, part_names, parts_of
 from companion.settings import get_settings
 
@@ -57,7 +63,11 @@ class Stack:
     """
 
     def __init__(
-        self, settings: StackSettings | None = None, state: Path | None = None, *, ready_within_s: float = 120.0
+        self,
+        settings: StackSettings | None = None,
+        state: Path | None = None,
+        *,
+        ready_within_s: float = 120.0,
     ) -> None:
         self.state = _state_folder(state)
         self._ready_within_s = ready_within_s
@@ -148,7 +158,9 @@ class Stack:
         found = []
         for part in parts:
             pid = self._file(part.name).pid
-            found.append(PartStatus(part.name, pid, part.port, "does not run" if pid is None else fault_of(part)))
+            found.append(
+                PartStatus(part.name, pid, part.port, "does not run" if pid is None else fault_of(part))
+            )
         return found
 
     def _wait(self, parts: Sequence[Part]) -> None:
@@ -179,7 +191,9 @@ class Stack:
         """Return the ports of the stack that runs; it has to be the one that is asked for."""
         noted = self._noted()
         if noted is None:
-            raise ValueError(f"parts of a stack run, but {self.state} does not say which: companion stack down")
+            raise ValueError(
+                f"parts of a stack run, and {self.state} does not say which: companion stack down"
+            )
         there, asked = _settings(noted), self._settings
         differing = [
             f"{field.name} is {getattr(there, field.name)}, not {getattr(asked, field.name)}"
@@ -214,7 +228,10 @@ class Stack:
 
     def _configurations(self, parts: Sequence[Part]) -> dict[str, str]:
         servers = [f"127.0.0.1:{part.port}" for part in parts if part.name.startswith("server-")]
-        noted = {"settings": asdict(self._settings) | {"folder": str(self._settings.folder)}, "ports": self._ports}
+        noted = {
+            "settings": asdict(self._settings) | {"folder": str(self._settings.folder)},
+            "ports": self._ports,
+        }
         found = {"stack.json": json.dumps(noted, indent=1)}
         if "redis" in self._ports:
             found["redis.conf"] = redis_conf(

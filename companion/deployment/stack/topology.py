@@ -12,7 +12,15 @@ from typing import Literal, get_args
 
 from companion.settings import usable_cores
 
-__all__ = ["OptionalPart", "Part", "StackSettings", "find_program", "part_names", "parts_of", "server_arguments"]
+__all__ = [
+    "OptionalPart",
+    "Part",
+    "StackSettings",
+    "find_program",
+    "part_names",
+    "parts_of",
+    "server_arguments",
+]
 
 OptionalPart = Literal["nginx", "redis", "prometheus"]
 _ELSEWHERE = ("/usr/sbin", "/usr/local/sbin", "/usr/local/bin", "/usr/bin")
@@ -116,7 +124,12 @@ class Part:
 
 def part_names(settings: StackSettings) -> tuple[str, ...]:
     """Name the parts, in the order in which they start; they stop in the opposite one."""
-    names = ["redis", *(f"server-{number}" for number in range(1, settings.servers + 1)), "nginx", "prometheus"]
+    names = [
+        "redis",
+        *(f"server-{number}" for number in range(1, settings.servers + 1)),
+        "nginx",
+        "prometheus",
+    ]
     return tuple(name for name in names if name not in settings.without)
 
 
@@ -132,8 +145,8 @@ def find_program(part: str) -> str:
     found = shutil.which(program) or shutil.which(program, path=":".join(_ELSEWHERE))
     if found is None:
         raise FileNotFoundError(
-            f"{program} is not installed, and the stack's {part} needs it: apt-get install {package}, or leave "
-            f"it out with --without {part}"
+            f"{program} is not installed, and the stack's {part} needs it: apt-get install {package}, or "
+            f"leave it out with --without {part}"
         )
     return found
 
@@ -158,6 +171,7 @@ def parts_of(settings: StackSettings, state: Path, ports: Mapping[str, int]) -> 
 
 
 def _parts(settings: StackSettings, state: Path, ports: Mapping[str, int]) -> Iterator[Part]:
+    command: tuple[str, ...]
     for name in part_names(settings):
         port = ports[name]
         if name == "redis":
@@ -179,7 +193,15 @@ def _parts(settings: StackSettings, state: Path, ports: Mapping[str, int]) -> It
         else:
             redis = f"redis://127.0.0.1:{ports['redis']}/0" if "redis" in ports else None
             arguments = server_arguments(settings.rate, redis)
-            command = (sys.executable, "-m", "companion.cli", "serve", str(settings.folder), "--port", str(port))
+            command = (
+                sys.executable,
+                "-m",
+                "companion.cli",
+                "serve",
+                str(settings.folder),
+                "--port",
+                str(port),
+            )
             command += ("--threads", str(settings.threads_each), "--trust-proxy", "127.0.0.1", *arguments)
             command += ("--log-file", str(state / "logs" / f"{name}.json"))
             command += ("--prediction-log", str(state / "predictions"), *settings.arguments)
