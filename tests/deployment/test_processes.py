@@ -61,7 +61,7 @@ class Running:
 
     def members(self) -> set[int]:
         children = psutil.Process(self.process.pid).children()
-        return {child.pid for child in children if "spawn_main" in " ".join(child.cmdline())}
+        return {child.pid for child in children if "--multiprocessing-fork" in child.cmdline()}
 
     def ended(self) -> int:
         return self.process.wait(60)
@@ -162,9 +162,6 @@ def test_killed_started_again_counted_together_and_drained(start):
 def test_a_process_that_cannot_answer_leaves_the_port_to_the_other(start):
     server = start(workers=2)
     url = server.url()
-    from companion.deployment.batching import limits  # how long a run may take before it hangs
-
-    assert limits.BatchingLimits().stuck_after_s > 0
     (victim, other) = sorted(server.members())
     os.kill(victim, signal.SIGSTOP)
     time.sleep(2 * FRESH_S)

@@ -366,7 +366,7 @@ def test_a_process_that_is_killed_and_what_a_process_cannot_open(tmp_path, job):
         "def kill():\n"
         f"    while not list(Path({str(tmp_path)!r}).glob('.out*/note.json')): time.sleep(0.01)\n"
         "    children = psutil.Process().children()\n"
-        "    while not (workers := [c for c in children if 'spawn_main' in ' '.join(c.cmdline())]):\n"
+        "    while not (workers := [c for c in children if '--multiprocessing-fork' in c.cmdline()]):\n"
         "        children = psutil.Process().children(); time.sleep(0.01)\n"
         "    workers[0].kill()\n"
         "threading.Thread(target=kill, daemon=True).start()\n"
@@ -396,6 +396,7 @@ def test_the_command_goes_on_and_says_so(run, onnx_folder, tmp_path):
     assert (code, json.loads(told)["resumed"], json.loads(told)["rows"]) == (0, 64, 70)
     assert "64 rows are answered: going on behind them" in err
     assert out.read_bytes() != (tmp_path / "whole.jsonl").read_bytes(), "those of the other model are kept"
+    out.unlink()
     half_done(job, out, rows=64)
     assert "--batch-size" in run(*command[:-1], 2, "--out", out)[2]
     assert run(*command, "--out", out, "--restart")[0] == 0

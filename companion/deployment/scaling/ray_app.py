@@ -1,7 +1,8 @@
-"""The server as an application of Ray Serve: replicas that come and go with the load. Needs the extra ``scale``.
+"""The server as an application of Ray Serve: replicas that come and go with the load.
 
 A replica is our whole server behind Ray's proxy: the same addresses, errors, limits and length-aware batches.
-Ray's own batching is not used, because it knows nothing of lengths, deadlines or what a run costs.
+Ray's own batching is not used, because it knows nothing of lengths, deadlines or what a run costs. Needs the
+extra ``scale``.
 """
 
 from __future__ import annotations

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from contextlib import AbstractContextManager, ExitStack, closing
+from contextlib import AbstractContextManager, ExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -99,6 +99,8 @@ def predict_file(
     if processes < 1:
         raise ValueError(f"processes is {processes}, expected at least 1")
     start = time.perf_counter()
+    if out.is_dir():
+        raise ValueError(f"{out} is a folder: expected a file to write; give a file name")
     # Answers that were kept in the model's folder may be written again.
     spare(out, [job.file, *(path for path in job.folder.glob("*") if path.suffix != ".jsonl")])
     if not job.folder.is_dir():
@@ -124,10 +126,7 @@ def predict_file(
 def _answer_rest(job: OfflineJob, crew: Crew, work: Unfinished, rows: int) -> None:
     shown = get_settings().progress
     windows = cut(job, skip=work.note.rows)
-    with (
-        closing(windows),
-        tqdm(total=rows, initial=work.note.rows, desc="predicting", unit="row", disable=not shown) as bar,
-    ):
+    with tqdm(total=rows, initial=work.note.rows, desc="predicting", unit="row", disable=not shown) as bar:
         for answers in in_order(crew, windows):
             work.append(answers)
             bar.update(answers.rows)

@@ -155,14 +155,12 @@ def unfinished(out: Path, fingerprint: Mapping[str, object], *, restart: bool) -
     Raises
     ------
     ValueError
-        When `out` is a folder, when another process writes it, or when what is there was begun with something
+        When another process writes it, or when what is there was begun with something
         else.
     OSError
         When it cannot be written, or the disk is full.
     """
     out = out.expanduser().resolve()
-    if out.is_dir():
-        raise ValueError(f"{out} is a folder: expected a file to write; give a file name")
     folder = _folder_of(out)
     advice = "free some space and run it again: it goes on where it stopped"
     with readable(f"{out} cannot be written", advice, FULL), _locked(folder, out):
