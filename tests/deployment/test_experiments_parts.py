@@ -208,14 +208,17 @@ def test_an_overload_is_measured_against_one_capacity(monkeypatch) -> None:
 
     def loaded(url: str, plan: Any, texts: Any) -> Any:
         plans.append((url, plan))
-        return report(50.0) if plan.users else report(40.0, (0.1, 0.9, 1.0, 3.0), refused=6, due=10)
+        if plan.users:
+            return report(10.0 if len(plans) == 1 else 20.0)
+        return report(50.0, (0.1, 0.9, 1.0, 3.0), refused=6, due=10)
 
     monkeypatch.setattr(overload, "serving", nobody)
     monkeypatch.setattr(overload, "loadtest", loaded)
     found = overload.overloaded("f", ["a"], times=3, seconds=2, deadline_s=1.0)
     assert (found["capacity"], found["rate"]) == (50.0, 150.0)
-    assert [plan.rate for _, plan in plans] == [None, 150.0, 150.0]
-    assert ["no-admission" in url for url, _ in plans] == [False, False, True]
+    # The first flood was none: more was answered than the clients had seen who waited.
+    assert [plan.rate for _, plan in plans] == [None, None, 60.0, 150.0, 150.0]
+    assert ["no-admission" in url for url, _ in plans] == [False, False, False, False, True]
     assert found["bounded"]["in_time"] == 3 and found["bounded"]["statuses"] == {"503": 6}
 
 

@@ -14,11 +14,18 @@ from companion.deployment.loadtest import LoadPlan, LoadReport, loadtest
 
 __all__ = ["capacity", "overloaded", "two_loops"]
 
+_ATTEMPTS = 3
+_NO_OVERLOAD = 2.0
+"""Answers per second, in capacities: beyond, the capacity was wrong and there was no overload."""
 
-def capacity(url: str, texts: Sequence[str], *, users: int = 8, seconds: float = 3.0) -> float:
-    """Measure how many requests a second a server answers when clients wait for each other."""
-    plan = LoadPlan(users=users, seconds=seconds, warmup=1.0)
-    return loadtest(url, plan, texts).throughput
+
+def capacity(url: str, texts: Sequence[str], *, users: int = 8, seconds: float = 2.0) -> float:
+    """Measure how many requests a second a server answers when clients wait for each other.
+
+    Twice, and the better run counts: a machine that stands still for a moment must not pass for a slow server.
+    """
+    plan = LoadPlan(users=users, seconds=seconds, warmup=0.5)
+    return max(loadtest(url, plan, texts).throughput for _ in range(2))
 
 
 def overloaded(
@@ -50,22 +57,28 @@ def overloaded(
         ``"unbounded"`` what `_told` says.
     """
     found: dict[str, Any] = {"deadline": deadline_s}
-    for name, plant in (("bounded", BOUNDED), ("unbounded", NO_ADMISSION)):
-        with serving(folder, "--timeout", deadline_s, plant=plant) as server:
-            if "capacity" not in found:
-                found["capacity"] = capacity(server.url, texts)
-                found["rate"] = times * found["capacity"]
-            # As many connections as requests can wait: otherwise the clients' own queue would be measured.
-            plan = LoadPlan(
-                rate=found["rate"], seconds=seconds, warmup=0.0, connections=900, timeout=4 * seconds
-            )
-            report = loadtest(server.url, plan, texts)
-            found[name] = _told(report, deadline_s)
-            found[name]["memory"] = psutil.Process(server.pid).memory_info().rss
+    with serving(folder, "--timeout", deadline_s, plant=BOUNDED) as server:
+        found["capacity"] = capacity(server.url, texts)
+        for _ in range(_ATTEMPTS):
+            report = _flooded(server.url, texts, times * found["capacity"], seconds)
+            if report.throughput <= _NO_OVERLOAD * found["capacity"]:
+                break
+            found["capacity"] = report.throughput  # it can do more than it was believed to
+        found["bounded"] = _told(report, deadline_s, psutil.Process(server.pid).memory_info().rss)
+    found["rate"] = times * found["capacity"]
+    with serving(folder, plant=NO_ADMISSION) as server:
+        report = _flooded(server.url, texts, found["rate"], seconds)
+        found["unbounded"] = _told(report, deadline_s, psutil.Process(server.pid).memory_info().rss)
     return found
 
 
-def _told(report: LoadReport, deadline_s: float) -> dict[str, Any]:
+def _flooded(url: str, texts: Sequence[str], rate: float, seconds: float) -> LoadReport:
+    # As many connections as requests can wait: otherwise the clients' own queue would be measured.
+    plan = LoadPlan(rate=rate, seconds=seconds, warmup=0.0, connections=900, timeout=4 * seconds)
+    return loadtest(url, plan, texts)
+
+
+def _told(report: LoadReport, deadline_s: float, memory: int) -> dict[str, Any]:
     """Keep of a report what the page draws."""
     in_time = sum(seconds <= deadline_s for seconds in report.latencies)
     return {
@@ -90,6 +103,7 @@ def _told(report: LoadReport, deadline_s: float) -> dict[str, Any]:
         "retry_after": [report.patience.named, report.patience.shortest, report.patience.longest],
         "statuses": {str(status): count for status, count in report.statuses.items()},
         "starved": report.total.generator.starved,
+        "memory": memory,
     }
 
 
