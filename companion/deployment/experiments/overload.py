@@ -14,6 +14,8 @@ from companion.deployment.loadtest import LoadPlan, LoadReport, loadtest
 
 __all__ = ["capacity", "overloaded", "two_loops"]
 
+_FOR_P99 = 420
+"""Requests; `companion.inference.percentile` refuses a p99 of fewer than 368."""
 _ATTEMPTS = 3
 _NO_OVERLOAD = 2.0
 """Answers per second, in capacities: beyond, the capacity was wrong and there was no overload."""
@@ -22,7 +24,7 @@ _NO_OVERLOAD = 2.0
 def capacity(url: str, texts: Sequence[str], *, users: int = 8, seconds: float = 2.0) -> float:
     """Measure how many requests a second a server answers when clients wait for each other.
 
-    Twice, and the better run counts: a machine that stands still for a moment must not pass for a slow server.
+    Twice, and the better run counts: a machine that stands still must not pass for a slow server.
     """
     plan = LoadPlan(users=users, seconds=seconds, warmup=0.5)
     return max(loadtest(url, plan, texts).throughput for _ in range(2))
@@ -120,7 +122,7 @@ def two_loops(
     load : float
         Rate of the timetable, in capacities.
     seconds : float
-        Of each.
+        Of each; up to four times as long by the timetable, until a p99 can be known.
 
     Returns
     -------
@@ -130,7 +132,8 @@ def two_loops(
     with serving(folder, "--threads", 1) as server:
         most = capacity(server.url, texts)
         closed = loadtest(server.url, LoadPlan(users=1, seconds=seconds, warmup=0.5), texts)
-        by_timetable = LoadPlan(rate=load * most, seconds=seconds, warmup=0.5)
+        enough = min(4 * seconds, max(seconds, _FOR_P99 / (load * most)))
+        by_timetable = LoadPlan(rate=load * most, seconds=enough, warmup=0.5)
         opened = loadtest(server.url, by_timetable, texts)
     return {
         "capacity": most,
