@@ -27,6 +27,7 @@ from companion.inference.predictor import OnnxPredictor
 __all__ = ["resembled"]
 
 _TIMED = 64
+_TURNED = ("negation", "antonym")
 
 
 def resembled(
@@ -66,7 +67,7 @@ def resembled(
     again = [rng.choice(found).text for text in kept if (found := variants(text, seed=seed))]
     count = min(len(fresh), round(len(again) * (1 - repeats) / repeats))
     asked = fresh[:count] + again[: round(count * repeats / (1 - repeats))]
-    turned = [found.text for text in kept for found in opposites(text, seed=seed)]
+    turned = [found.text for text in kept for found in opposites(text, seed=seed, kinds=_TURNED)]
     answers = {text: answer for text, answer in _answered(model, [*kept, *asked, *turned])}
     pairs = [[(text, answers[text]) for text in some] for some in (kept, asked, turned)]
     model_s = _timed(lambda text: model.logits([text]), asked)
