@@ -1,0 +1,28 @@
+"""The deployment page serves the five-minute page's model: made by one recipe, stored under one key."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import nbformat
+import pytest
+
+ROOT = Path(__file__).parents[2]
+
+
+def cell(page: str, beginning: str) -> str:
+    """Return the one code cell of a page that begins so."""
+    cells = nbformat.read(ROOT / "book" / f"{page}.ipynb", as_version=4).cells
+    (found,) = (one.source for one in cells if one.cell_type == "code" and one.source.startswith(beginning))
+    return str(found)
+
+
+@pytest.mark.parametrize("beginning", ["def fine_tune(", "def export_all("])
+def test_what_is_stored_under_one_key_is_made_by_one_recipe(beginning: str) -> None:
+    ours, theirs = cell("deployment", beginning), cell("five-minutes", beginning)
+    assert ours.startswith(theirs)
+
+
+def test_the_keys_are_those_of_the_five_minute_page() -> None:
+    ours, theirs = cell("deployment", "recipe = "), cell("five-minutes", "recipe = ")
+    assert theirs.startswith(ours)
