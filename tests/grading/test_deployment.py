@@ -28,7 +28,7 @@ COMPANION = 'command = ["python", "-m", "companion.cli", "serve", "{model}", "--
 PYTHON = 'command = ["python", "server.py"]\n'
 QUICK = Requirements(judged=48, each_round=32, rounds=1, ready_seconds=40.0, speed=1.3)
 """A toy loads in milliseconds: loading it each time costs little."""
-NO_RACE = {"rounds": 0, "each_round": 0}
+NO_RACE = {"rounds": 0}
 
 
 def fresh(count: int, seed: int) -> list[Example]:

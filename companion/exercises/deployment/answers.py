@@ -18,7 +18,7 @@ __all__ = ["Served", "distance", "judge_answers", "judge_int8", "likeness", "rea
 Served = tuple[float, ...]
 """Probabilities in the order of the model's labels."""
 
-_SHOWS, _LIKE = 2e-6, 0.25
+_SHOWS, _LIKE = 2e-6, 0.15
 """A difference far above the last digit of 32 bits shows; an answer is the graph's when it is off by less
 than this share of what its twin in 32 bits is off by."""
 _FORM = 'status 200 and {"label": ..., "probabilities": {label: number, ...}}'
