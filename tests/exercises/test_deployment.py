@@ -5,16 +5,20 @@ from __future__ import annotations
 import ast
 import json
 import shutil
+import socket
 import threading
 from collections.abc import Callable
+from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnxruntime
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from onnx import TensorProto, helper, numpy_helper
 
 from companion import exercises
 from companion.exercises.deployment import (
@@ -22,15 +26,17 @@ from companion.exercises.deployment import (
     Requirements,
     ServerInspection,
     deal,
+    draw,
     exercise,
     read_submission,
 )
-from companion.exercises.deployment.answers import judge_answers, judge_int8, read_answer
+from companion.exercises.deployment.answers import judge_answers, judge_int8, likeness, read_answer
 from companion.exercises.deployment.asking import Reply, ask_all
-from companion.exercises.deployment.draining import clients_for
+from companion.exercises.deployment.draining import clients_for, taken_by
 from companion.exercises.deployment.findings import ServerFinding
 from companion.exercises.deployment.offline import ModelFacts, facts_of, read_facts
 from companion.exercises.deployment.submission import NAIVE, naive_server
+from companion.exercises.deployment.twins import in_floats
 
 LABELS = ("negative", "positive")
 WANTED = Requirements(accuracy=0.75)
@@ -119,12 +125,112 @@ def test_facts_are_the_same_in_a_process_of_its_own(onnx_folder: Path, fp32_fold
     small, wide = facts_of(onnx_folder, texts), facts_of(fp32_folder, texts)
     assert small.integer_share > 0.9 > 0.1 > wide.integer_share == 0
     assert small.size < 0.6 < wide.size and small.float_products == 0 < wide.float_products
-    gap = max(
-        abs(a - b)
-        for one, two in zip(small.probabilities, wide.probabilities, strict=True)
-        for a, b in zip(one, two, strict=True)
-    )
-    assert gap > WANTED.close, "the last digits tell which of the two answered"
+    assert small.telling == () and small.telling_own == (), "no candidates, no telling texts"
+
+
+def test_texts_are_chosen_on_which_whole_numbers_show(onnx_folder: Path, fp32_folder: Path) -> None:
+    texts = draw(3, requirements=Requirements(judged=2, each_round=2)).candidates
+    chosen = read_facts(onnx_folder, texts[:2], candidates=texts)
+    assert chosen == facts_of(onnx_folder, texts[:2], texts) and set(chosen.telling) < set(texts)
+    gaps = [
+        max(abs(a - b) for a, b in zip(one, two, strict=True))
+        for one, two in zip(chosen.telling_own, chosen.telling_floats, strict=True)
+    ]
+    assert gaps == sorted(gaps, reverse=True) and gaps[0] > 2e-6
+    wide = facts_of(fp32_folder, texts[:2], texts)
+    assert wide.telling == (), "a graph in 32 bits is its own twin"
+    own = facts_of(fp32_folder, chosen.telling).probabilities
+    alike = likeness([reply(row) for row in chosen.telling_own], chosen)
+    assert alike is not None and alike < 0.05
+    other = likeness([reply(row) for row in own], chosen)
+    assert other is not None and other > 0.3
+    assert likeness([Reply(500)] * len(chosen.telling), chosen) == float("inf")
+    assert not judge_int8(chosen, True, WANTED, alike=other).passed
+    assert judge_int8(chosen, True, WANTED, alike=alike).passed
+    blind = replace(chosen, telling_floats=chosen.telling_own)
+    assert likeness([reply(row) for row in own], blind) is None
+    assert "prove nothing" in judge_int8(blind, True, WANTED).found
+
+
+def test_a_twin_has_the_weights_and_rounds_nothing() -> None:
+    """A graph of each kind of integer product: the twin's result is the plain product of its numbers."""
+    rng = np.random.default_rng(0)
+    matrix = rng.integers(-127, 128, (6, 3)).astype(np.int8)
+    scale, bias = np.array([0.01, 0.02, 0.03], np.float32), np.array([1.0, 2.0, 3.0], np.float32)
+    given = rng.normal(size=(4, 6)).astype(np.float32)
+    expected = given @ (matrix * scale) + bias
+    session = onnxruntime.InferenceSession
+    for graph in (dynamic_graph(matrix, scale, bias), standard_graph(matrix, scale, bias)):
+        twin = in_floats(graph)
+        assert twin is not None and not [one for one in twin.graph.node if "Integer" in one.op_type]
+        [found] = session(twin.SerializeToString()).run(None, {"x": given})
+        [own] = session(graph.SerializeToString()).run(None, {"x": given})
+        np.testing.assert_allclose(found, expected, atol=1e-5)
+        assert 1e-4 < np.abs(own - expected).max() < 0.2
+    assert in_floats(twin) is None
+
+
+def built(nodes: list[Any], **numbers: Any) -> Any:
+    x = helper.make_tensor_value_info("x", TensorProto.FLOAT, [None, 6])
+    y = helper.make_tensor_value_info("y", TensorProto.FLOAT, [None, 3])
+    held = [numpy_helper.from_array(np.asarray(value), name) for name, value in numbers.items()]
+    graph = helper.make_graph(nodes, "products", [x], [y], held)
+    opsets = [helper.make_opsetid("", 21), helper.make_opsetid("com.microsoft", 1)]
+    return helper.make_model(graph, opset_imports=opsets, ir_version=10)
+
+
+def dynamic_graph(matrix: Any, scale: Any, bias: Any) -> Any:
+    zero = np.zeros(3, np.int8)
+    node = helper.make_node("DynamicQuantizeMatMul", ["x", "w", "s", "z", "b"], ["y"], domain="com.microsoft")
+    return built([node], w=matrix, s=scale, z=zero, b=bias)
+
+
+def standard_graph(matrix: Any, scale: Any, bias: Any) -> Any:
+    make = helper.make_node
+    nodes = [
+        make("DynamicQuantizeLinear", ["x"], ["q", "step", "centre"]),
+        make("MatMulInteger", ["q", "w", "centre"], ["whole"]),
+        make("Cast", ["whole"], ["floats"], to=TensorProto.FLOAT),
+        make("Mul", ["step", "s"], ["factor"]),
+        make("Mul", ["floats", "factor"], ["scaled"]),
+        make("Add", ["scaled", "b"], ["y"]),
+    ]
+    return built(nodes, w=matrix, s=scale, b=bias)
+
+
+def test_the_kernels_table_tells_whose_request_was_read() -> None:
+    def line(local: int, other: int, state: str, unread: int, inode: int) -> str:
+        ends = f"0100007F:{local:04X} 0100007F:{other:04X} {state} 00000000:{unread:08X}"
+        return f"   0: {ends} 00:00000000 00000000     0        0 {inode} 1 0 20 4 30 10 -1"
+
+    lines = [
+        "  sl  local_address rem_address st",
+        line(8000, 0, "0A", 0, 5),  # listens
+        line(8000, 41, "01", 0, 6),  # accepted and read
+        line(8000, 42, "01", 90, 7),  # accepted, not read
+        line(8000, 43, "01", 0, 0),  # not accepted
+        line(44, 8000, "01", 0, 8),  # the client's own end
+        line(9000, 45, "01", 0, 9),  # of another server
+        line(8000, 46, "08", 0, 10),  # closed by the client
+        "cut off",
+    ]
+    assert taken_by(8000, "\n".join(lines)) == {41}
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port = listener.getsockname()[1]
+        with socket.create_connection(("127.0.0.1", port)) as client:
+            client.sendall(b"hello")
+            assert client.getsockname()[1] not in taken_by(port, table())
+            with listener.accept()[0] as accepted:
+                assert client.getsockname()[1] not in taken_by(port, table())
+                assert accepted.recv(5) == b"hello"
+                assert client.getsockname()[1] in taken_by(port, table())
+
+
+def table() -> str:
+    file = Path("/proc/net/tcp")
+    if not file.exists():
+        pytest.skip("this kernel has no /proc/net/tcp")
+    return file.read_text()
 
 
 def test_a_folder_is_dealt_whole_and_says_how_it_starts(tmp_path: Path, onnx_folder: Path) -> None:
@@ -215,7 +321,7 @@ def test_no_body_breaks_the_reader(body: bytes) -> None:
 
 @given(st.floats(min_value=0.01, max_value=1e5))
 def test_clients_are_enough_and_not_too_many(rate: float) -> None:
-    assert 8 <= clients_for(rate) <= 64
+    assert 16 <= clients_for(rate) <= 64
 
 
 @pytest.mark.parametrize(("keep", "connections"), [(True, 1), (False, 6)])

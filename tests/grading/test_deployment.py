@@ -23,10 +23,12 @@ _SPEC = importlib.util.spec_from_file_location("servers", Path(__file__).with_na
 assert _SPEC and _SPEC.loader
 servers = importlib.util.module_from_spec(_SPEC)
 _SPEC.loader.exec_module(servers)
+CALM = 0.4
 COMPANION = 'command = ["python", "-m", "companion.cli", "serve", "{model}", "--port", "{port}"]\n'
 PYTHON = 'command = ["python", "server.py"]\n'
 QUICK = Requirements(judged=48, each_round=32, rounds=1, ready_seconds=40.0, speed=1.3)
 """A toy loads in milliseconds: loading it each time costs little."""
+NO_RACE = {"rounds": 0}
 
 
 def fresh(count: int, seed: int) -> list[Example]:
@@ -45,13 +47,36 @@ def fresh(count: int, seed: int) -> list[Example]:
 Hand = Callable[..., Path]
 
 
+@pytest.fixture(scope="session")
+def calm_folders(home: Path, model_folder: Path) -> dict[str, Path]:
+    """Return exports of the toy with its last layer made smaller: undecided, as real models are."""
+    from safetensors.torch import load_file, save_file
+
+    from companion.artifacts import make
+    from companion.inference import export
+
+    def build(folder: Path) -> None:
+        shutil.copytree(model_folder, folder / "model")
+        file = folder / "model" / "model.safetensors"
+        calm = {
+            name: value * CALM if name.startswith("classifier") else value
+            for name, value in load_file(file).items()
+        }
+        save_file(calm, file, metadata={"format": "pt"})
+        for precision in ("int8", "fp32"):
+            export(folder / "model", folder / precision, precision=precision)
+
+    made = make("test-calm", build, version=1, inputs={"model": model_folder.parent.name}, home=home)
+    return {name: made / name for name in ("int8", "fp32")}
+
+
 @pytest.fixture
-def hand_in(tmp_path: Path, onnx_folder: Path) -> Hand:
+def hand_in(tmp_path: Path, calm_folders: dict[str, Path]) -> Hand:
     """Write a submission: the source of a server, and how it starts."""
 
     def write(source: str, start: str = PYTHON, name: str = "work", **models: Path) -> Path:
         folder = tmp_path / name
-        for place, model in {"model": onnx_folder, **models}.items():
+        for place, model in {"model": calm_folders["int8"], **models}.items():
             shutil.copytree(model, folder / place)
         (folder / "server.py").write_text(source, encoding="utf-8")
         (folder / "serve.toml").write_text(start, encoding="utf-8")
@@ -89,21 +114,23 @@ def test_what_does_not_ask_the_model_is_worth_nothing(hand_in: Hand, source: str
     assert "not looked at" in found.inspection.of("throughput").found
 
 
-def test_texts_of_another_grading_cannot_be_known(hand_in: Hand, onnx_folder: Path) -> None:
+def test_texts_of_another_grading_cannot_be_known(hand_in: Hand, calm_folders: dict[str, Path]) -> None:
     from companion.inference import OnnxPredictor
 
-    texts = [example.text for example in fresh(112, seed=11)]
-    rows = OnnxPredictor(onnx_folder, threads=1).probabilities(texts, batch_size=1)
+    drawn = draw(11, examples=fresh(112, 11), requirements=Requirements(**{**vars(QUICK), **NO_RACE}))
+    texts = [*drawn.texts, *drawn.candidates]
+    rows = OnnxPredictor(calm_folders["int8"], threads=1).probabilities(texts, batch_size=1)
     folder = hand_in(servers.CACHED)
     known = {text: list(map(float, row)) for text, row in zip(texts, rows, strict=True)}
     (folder / "known.json").write_text(json.dumps(known))
-    assert judged(folder, seed=11).inspection.of("answers").passed, "it knows these: the check is not vacuous"
+    knowing = judged(folder, seed=11, **NO_RACE)
+    assert knowing.inspection.of("answers").passed, f"it knows these: the check is not vacuous: {knowing}"
     found = judged(folder, seed=12)
     assert found.total == 0 and not found.inspection.of("answers").passed, found
 
 
-def test_another_models_digits_give_it_away(hand_in: Hand, fp32_folder: Path) -> None:
-    found = judged(hand_in(servers.FLOATING, big=fp32_folder))
+def test_another_models_digits_give_it_away(hand_in: Hand, calm_folders: dict[str, Path]) -> None:
+    found = judged(hand_in(servers.FLOATING, big=calm_folders["fp32"]))
     assert found.total == 0, found
     assert not found.inspection.of("answers").passed
     whole = found.inspection.of("int8")
@@ -111,11 +138,20 @@ def test_another_models_digits_give_it_away(hand_in: Hand, fp32_folder: Path) ->
     assert found.inspection.of("accuracy").passed, "its labels are right"
 
 
-def test_a_model_in_32_bits_is_no_small_one(hand_in: Hand, fp32_folder: Path, tmp_path: Path) -> None:
-    folder = hand_in(servers.THREADS)
-    shutil.rmtree(folder / "model")
-    shutil.copytree(fp32_folder, folder / "model")
-    found = judged(folder)
+def test_a_model_that_is_sure_of_everything_hides_nothing(
+    hand_in: Hand, onnx_folder: Path, fp32_folder: Path
+) -> None:
+    """Its 32 bits differ from its eight in the fifth decimal: less than the answers may be off."""
+    found = {}
+    for name, source in (("cheat", servers.FLOATING), ("right", servers.THREADS)):
+        found[name] = judged(hand_in(source, name=name, model=onnx_folder, big=fp32_folder), **NO_RACE)
+    cheat, right = (found[name].inspection.of("int8") for name in ("cheat", "right"))
+    assert right.passed and not cheat.passed, found
+    assert "answers of another model" in cheat.found and "of what 32 bits are off by" in cheat.found
+
+
+def test_a_model_in_32_bits_is_no_small_one(hand_in: Hand, calm_folders: dict[str, Path]) -> None:
+    found = judged(hand_in(servers.THREADS, model=calm_folders["fp32"]), speed=0.01)
     assert not found.inspection.of("int8").passed and found.inspection.of("answers").passed, found
     assert "0 integer" in found.inspection.of("int8").found and found.total == 100 - CHECKS["int8"][1]
 
@@ -150,10 +186,10 @@ def test_a_proxy_reaches_nobody(hand_in: Hand, upstream: tuple[int, list[str]]) 
         assert asked == []
 
 
-def test_the_naive_server_fails_and_learns_why(hand_in: Hand, tmp_path: Path, onnx_folder: Path) -> None:
+def test_the_naive_server_fails_and_learns_why(tmp_path: Path, calm_folders: dict[str, Path]) -> None:
     folder = tmp_path / "dealt"
     deal(folder)
-    shutil.copytree(onnx_folder, folder / "model")
+    shutil.copytree(calm_folders["int8"], folder / "model")
     found = judged(folder)
     assert found.total == 0 and not found.passed
     failed = {one.check: one for one in found.inspection.findings if not one.passed}
@@ -163,12 +199,37 @@ def test_the_naive_server_fails_and_learns_why(hand_in: Hand, tmp_path: Path, on
     assert all(one.advice for one in failed.values())
 
 
-def test_loading_each_time_is_found_by_the_file_and_by_the_clock(hand_in: Hand) -> None:
+@pytest.fixture
+def slow_to_load(tmp_path: Path, calm_folders: dict[str, Path]) -> Path:
+    """Return the small model with arithmetic that onnxruntime does once, while it loads the graph."""
+    import numpy as np
+    import onnx
+    from onnx import helper, numpy_helper
+
+    folder = tmp_path / "slow"
+    shutil.copytree(calm_folders["int8"], folder)
+    file = str(folder / "model.onnx")
+    model = onnx.load(file)
+    graph = model.graph
+    [logits] = [one.name for one in graph.output]
+    for node in graph.node:
+        node.output[:] = [f"{one}_before" if one == logits else one for one in node.output]
+        node.input[:] = [f"{one}_before" if one == logits else one for one in node.input]
+    many = np.zeros((900, 900), np.float32)
+    graph.initializer.append(numpy_helper.from_array(many, "many"))
+    graph.node.append(helper.make_node("MatMul", ["many", "many"], ["much"]))
+    graph.node.append(helper.make_node("ReduceSum", ["much"], ["nothing"], keepdims=0))
+    graph.node.append(helper.make_node("Add", [f"{logits}_before", "nothing"], [logits]))
+    onnx.save(model, file)
+    return folder
+
+
+def test_loading_each_time_is_found_by_the_file_and_by_the_clock(hand_in: Hand, slow_to_load: Path) -> None:
     each_time = servers.THREADS.replace("answer(PARTS[0], run(PARTS, text))", "answer(*now(text))").replace(
         "PARTS = load()",
         "PARTS = load()\ndef now(text):\n    parts = load()\n    return parts[0], run(parts, text)",
     )
-    found = judged(hand_in(each_time), speed=3.0)
+    found = judged(hand_in(each_time, model=slow_to_load), speed=3.0, judged=16, candidates=0)
     assert found.inspection.of("answers").passed, found
     assert not found.inspection.of("loading").passed and not found.inspection.of("throughput").passed, found
 
@@ -179,7 +240,7 @@ def test_padding_that_is_not_masked_is_found(hand_in: Hand) -> None:
         'tokenizer.enable_truncation(about["max_length"])\n'
         '    tokenizer.enable_padding(length=about["max_length"])',
     )
-    found = judged(hand_in(unmasked))
+    found = judged(hand_in(unmasked), **NO_RACE)
     assert not found.inspection.of("answers").passed, found
     assert "mask" in found.inspection.of("answers").advice
 
@@ -190,7 +251,7 @@ def test_a_server_that_mixes_up_its_askers_is_found(hand_in: Hand) -> None:
         "    global LAST\n    LAST = text\n    import time\n    time.sleep(0.02)\n"
         "    return answer(PARTS[0], run(PARTS, LAST))",
     )
-    found = judged(hand_in(mixed))
+    found = judged(hand_in(mixed), **NO_RACE)
     assert not found.inspection.of("concurrency").passed, found
     assert "got the answer to another text" in found.inspection.of("concurrency").found
 
@@ -201,11 +262,17 @@ def test_a_server_that_drops_what_it_accepted_is_found(hand_in: Hand) -> None:
     slow = servers.THREADS.replace(
         "    return answer(PARTS[0]", "    __import__('time').sleep(0.4)\n    return answer(PARTS[0]"
     )
-    found = judged(hand_in(slow.replace(line, "")), speed=0.01)
+    found = judged(hand_in(slow.replace(line, "")), **NO_RACE)
     assert not found.inspection.of("drain").passed, found
     assert "under way lost" in found.inspection.of("drain").found
+    found = judged(hand_in(slow, name="drains"), **NO_RACE)
+    assert found.inspection.of("drain").passed, found
+    assert "under way answered" in found.inspection.of("drain").found
+    hasty = slow.replace(line, "signal.signal(signal.SIGTERM, lambda *_: os._exit(0))")
+    found = judged(hand_in(hasty, name="hasty"), **NO_RACE)
+    assert "under way lost" in found.inspection.of("drain").found, "the code 0 alone convinces nobody"
     deaf = slow.replace(line, "signal.signal(signal.SIGTERM, signal.SIG_IGN)")
-    found = judged(hand_in(deaf, name="deaf"), speed=0.01, drain_seconds=2.0)
+    found = judged(hand_in(deaf, name="deaf"), drain_seconds=2.0, **NO_RACE)
     assert "still runs" in found.inspection.of("drain").found, found
 
 
@@ -219,7 +286,7 @@ def test_a_server_that_drops_what_it_accepted_is_found(hand_in: Hand) -> None:
     ids=["crashes", "never-ready", "fork-bomb"],
 )
 def test_what_never_serves_is_ended_and_said(hand_in: Hand, source: str, says: str) -> None:
-    found = judged(hand_in(source), ready_seconds=2.0)
+    found = judged(hand_in(source), ready_seconds=2.0, candidates=0)
     assert found.total == 0
     assert says in found.inspection.of("ready").found, found
 

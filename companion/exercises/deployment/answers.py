@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -12,11 +13,14 @@ from companion.exercises.deployment.findings import ServerFinding
 from companion.exercises.deployment.material import Requirements
 from companion.exercises.deployment.offline import ModelFacts
 
-__all__ = ["Served", "distance", "judge_answers", "judge_int8", "read_answer"]
+__all__ = ["Served", "distance", "judge_answers", "judge_int8", "likeness", "read_answer"]
 
 Served = tuple[float, ...]
 """Probabilities in the order of the model's labels."""
 
+_SHOWS, _LIKE = 2e-6, 0.15
+"""A difference far above the last digit of 32 bits shows; an answer is the graph's when it is off by less
+than this share of what its twin in 32 bits is off by."""
 _FORM = 'status 200 and {"label": ..., "probabilities": {label: number, ...}}'
 
 
@@ -50,10 +54,42 @@ def distance(one: Served, other: Sequence[float]) -> float:
     return max(abs(a - b) for a, b in zip(one, other, strict=True))
 
 
+def likeness(replies: Sequence[Reply], facts: ModelFacts) -> float | None:
+    """Say how far answers to the telling texts are from the graph's, as a share of how far its twin's are.
+
+    Returns
+    -------
+    float or None
+        The middle of the texts: near 0 for the graph itself, about 1 for the same model in 32 bits. None
+        where the twin's answers hardly differ on any text, so that nobody can tell.
+    """
+    shares = []
+    for reply, own, floats in zip(replies, facts.telling_own, facts.telling_floats, strict=False):
+        row, gap = read_answer(reply, facts.labels), distance(own, floats)
+        if gap >= _SHOWS:
+            shares.append(math.inf if isinstance(row, str) else distance(row, own) / gap)
+    return statistics.median(shares) if shares else None
+
+
 def judge_answers(
-    replies: Sequence[Reply], facts: ModelFacts, truth: Sequence[int], wanted: Requirements
+    replies: Sequence[Reply],
+    facts: ModelFacts,
+    truth: Sequence[int],
+    wanted: Requirements,
+    *,
+    telling: Sequence[Reply] = (),
 ) -> list[ServerFinding]:
     """Judge the answers to labelled texts; `facts` holds the model's own to the same texts first.
+
+    Parameters
+    ----------
+    replies : sequence of Reply
+    facts : ModelFacts
+    truth : sequence of int
+        The labels.
+    wanted : Requirements
+    telling : sequence of Reply
+        The answers to ``facts.telling``, which have to be the model's as well.
 
     Returns
     -------
@@ -61,34 +97,41 @@ def judge_answers(
         ``answers``, ``accuracy``, ``probabilities``.
     """
     read = [read_answer(reply, facts.labels) for reply in replies]
-    ill = [one for one in read if isinstance(one, str)]
+    more = [read_answer(reply, facts.labels) for reply in telling]
+    ill = [one for one in (*read, *more) if isinstance(one, str)]
     if ill:
-        return _ill_formed(ill, len(read))
+        return _ill_formed(ill, len(read) + len(more))
     rows = [one for one in read if not isinstance(one, str)]
-    apart = [distance(row, own) for row, own in zip(rows, facts.probabilities, strict=False)]
+    own = (*facts.probabilities[: len(rows)], *facts.telling_own[: len(more)])
+    said = [*rows, *(one for one in more if not isinstance(one, str))]
+    apart = [distance(row, one) for row, one in zip(said, own, strict=True)]
     wrong = sum(one > wanted.close for one in apart)
     return [
         ServerFinding(
             "answers",
             wrong == 0,
             f"each probability within {wanted.close:g} of what the handed-in model says alone",
-            f"{len(rows) - wrong} of {len(rows)} are the model's, the largest difference is {max(apart):.2g}",
-            "" if wrong == 0 else _why_other(apart, rows, facts),
+            f"{len(said) - wrong} of {len(said)} are the model's, the largest difference is {max(apart):.2g}",
+            "" if wrong == 0 else _why_other(apart, said, own),
         ),
         _accuracy(rows, truth, wanted),
         _probabilities(rows, truth, wanted),
     ]
 
 
-def judge_int8(facts: ModelFacts, answered: bool, wanted: Requirements) -> ServerFinding:
+def judge_int8(
+    facts: ModelFacts, answered: bool, wanted: Requirements, *, alike: float | None = None
+) -> ServerFinding:
     """Judge whether what answers is a graph that computes in whole numbers.
 
     Parameters
     ----------
     facts : ModelFacts
     answered : bool
-        Whether the server's answers are those of this graph: its rounding is in their last digits.
+        Whether the server's answers are those of this graph, as far as `judge_answers` asks.
     wanted : Requirements
+    alike : float, optional
+        The `likeness` of its answers. Default: it cannot be told.
     """
     expected = (
         f"at least {wanted.integer_share:.0%} of the weights in integer products, a file of at most "
@@ -101,9 +144,13 @@ def judge_int8(facts: ModelFacts, answered: bool, wanted: Requirements) -> Serve
     if facts.integer_share < wanted.integer_share or facts.size > wanted.size:
         advice = 'Export with precision="int8". Formats that store few bits and compute in 32 do not count.'
         return ServerFinding("int8", False, expected, found, advice)
-    if not answered:
+    if alike is not None:
+        found += f", answers off by {alike:.2g} of what 32 bits are off by"
+    if not answered or (alike is not None and alike > _LIKE):
         advice = "The folder is in eight bits, but the answers come from something else: serve this folder."
         return ServerFinding("int8", False, expected, f"{found}, and answers of another model", advice)
+    if alike is None and facts.telling:
+        found += "; the same weights in 32 bits would answer alike, so the digits prove nothing"
     return ServerFinding("int8", True, expected, found)
 
 
@@ -149,10 +196,9 @@ def _probabilities(rows: Sequence[Served], truth: Sequence[int], wanted: Require
     return ServerFinding("probabilities", good, expected, found, advice)
 
 
-def _why_other(apart: Sequence[float], rows: Sequence[Served], facts: ModelFacts) -> str:
+def _why_other(apart: Sequence[float], rows: Sequence[Served], own: Sequence[Sequence[float]]) -> str:
     """Guess what differs, from how far and how often."""
     middle = sorted(apart)[len(apart) // 2]
-    own = facts.probabilities[: len(rows)]
     same = sum(row.index(max(row)) == one.index(max(one)) for row, one in zip(rows, own, strict=True))
     if len(set(rows)) <= max(2, len(rows) // 10):
         return "Hardly any two answers differ: they do not depend on the text."

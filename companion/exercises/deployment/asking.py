@@ -31,6 +31,8 @@ class Reply:
     trouble : str
     sent_at, ended_at : float
         By `time.monotonic`, in seconds: when all of it was sent, and when all was received.
+    port : int
+        The client's end of the connection; 0 when there was none.
     """
 
     status: int = 0
@@ -40,6 +42,7 @@ class Reply:
     trouble: str = ""
     sent_at: float = 0.0
     ended_at: float = 0.0
+    port: int = 0
 
     @property
     def is_json(self) -> bool:
@@ -99,10 +102,10 @@ class Asker:
         self._connection.close()
 
     def _once(self, method: str, path: str, body: bytes | None, headers: Mapping[str, str]) -> Reply:
-        sent = time.monotonic()
+        sent, port = time.monotonic(), 0
         try:
             self._connection.request(method, path, body, dict(headers))
-            sent = time.monotonic()
+            sent, port = time.monotonic(), self._connection.sock.getsockname()[1]
             response = self._connection.getresponse()
             content = bytearray()
             while chunk := response.read1(1 << 16):
@@ -115,7 +118,9 @@ class Asker:
         except (OSError, http.client.HTTPException, ValueError) as error:
             self._connection.close()
             said = " ".join(str(error).split()) or type(error).__name__
-            return Reply(trouble=f"no reply ({said[:120]})", sent_at=sent, ended_at=time.monotonic())
+            return Reply(
+                trouble=f"no reply ({said[:120]})", sent_at=sent, ended_at=time.monotonic(), port=port
+            )
         return Reply(
             response.status,
             bytes(content),
@@ -124,6 +129,7 @@ class Asker:
             "",
             sent,
             time.monotonic(),
+            port,
         )
 
 

@@ -11,7 +11,13 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from companion.exercises.deployment.answers import distance, judge_answers, judge_int8, read_answer
+from companion.exercises.deployment.answers import (
+    distance,
+    judge_answers,
+    judge_int8,
+    likeness,
+    read_answer,
+)
 from companion.exercises.deployment.asking import Reply, ask_all
 from companion.exercises.deployment.behaving import (
     judge_company,
@@ -19,7 +25,7 @@ from companion.exercises.deployment.behaving import (
     judge_errors,
     judge_loading,
 )
-from companion.exercises.deployment.draining import clients_for, judge_drain
+from companion.exercises.deployment.draining import Drained, clients_for, judge_drain
 from companion.exercises.deployment.findings import CHECKS, ServerFinding, ServerInspection
 from companion.exercises.deployment.material import Material
 from companion.exercises.deployment.offline import ModelFacts, read_facts
@@ -32,7 +38,7 @@ from companion.exercises.deployment.submission import (
 
 __all__ = ["Site", "inspect", "inspect_folder"]
 
-_FEW, _CLIENTS, _ASKERS = 2, 8, 32
+_FEW, _CLIENTS, _ASKERS, _MOST_CLIENTS = 2, 8, 32, 256
 _SLOW, _ASKING = 5.0, 60.0
 """Replies per second below which fewer are asked at once, and seconds for all texts together."""
 _NAIVE_SECONDS, _SECONDS = 3.0, 30.0
@@ -121,7 +127,13 @@ def inspect(submission: ServerSubmission, material: Material, site: Site) -> Ser
     begun = time.monotonic()
     texts = [*material.texts, *(text for one in material.rounds for text in one)]
     try:
-        facts = read_facts(submission.model, texts, wrap=site.wrap, environment=site.environment())
+        facts = read_facts(
+            submission.model,
+            texts,
+            candidates=material.candidates,
+            wrap=site.wrap,
+            environment=site.environment(),
+        )
     except ValueError as error:
         advice = "Make the folder with companion export, and try companion predict on it."
         first = ServerFinding("ready", False, "a model that can be opened", str(error), advice)
@@ -130,7 +142,7 @@ def inspect(submission: ServerSubmission, material: Material, site: Site) -> Ser
         site.clear()
     findings = _look(submission, material, site, facts)
     ratios: tuple[float, ...] = ()
-    if any(one.check == "answers" and one.passed for one in findings):
+    if material.requirements.rounds and any(one.check == "answers" and one.passed for one in findings):
         finding, ratios = _race(submission, material, site, facts)
         findings.append(finding)
     return _complete(findings, ratios, begun)
@@ -149,24 +161,29 @@ def _look(
                 return [ServerFinding("ready", False, expected, _not_ready(server), _START)]
             findings = [ServerFinding("ready", True, expected, f"after {waited:.1f} s")]
             replies, rate = _ask(server.port, texts, facts, wanted.reply_seconds)
-            findings += judge_answers(replies, facts, material.labels[: len(replies)], wanted)
+            telling = _ask(server.port, facts.telling, facts, wanted.reply_seconds)[0] if replies else []
+            truth = material.labels[: len(replies)]
+            findings += judge_answers(replies, facts, truth, wanted, telling=telling)
             if 2 * sum(not reply.status for reply in replies) > len(replies):
                 return findings  # it hangs: nothing more can be learnt, and each question takes a minute
             answered = next(one.passed for one in findings if one.check == "answers")
             close, row = wanted.close, facts.probabilities[0]
             findings += [
                 judge_company(server.port, texts, facts, wanted),
-                judge_int8(facts, answered, wanted),
+                judge_int8(facts, answered, wanted, alike=likeness(telling, facts)),
                 judge_errors(server.port, texts[0], row, facts.labels, close),
                 judge_concurrency(
                     server.port, texts, facts, wanted, askers=_ASKERS if rate > _SLOW else _CLIENTS
                 ),
                 judge_loading(server.port, submission.model, texts, facts, close),
             ]
+            drained = None
             if server.ended is None:
-                findings.append(judge_drain(server, texts, facts, wanted, clients=clients_for(rate)))
-        if "under way lost" in findings[-1].found:
-            findings[-1] = _drain_again(submission, material, site, facts, findings[-1], clients_for(rate))
+                drained = judge_drain(server, texts, facts, wanted, clients=clients_for(rate))
+        if drained is not None:
+            if not drained.under_way and drained.finding.passed:
+                drained = _drain_again(submission, material, site, facts, drained, clients_for(rate))
+            findings.append(drained.finding)
         return findings
     except OSError as error:
         return [ServerFinding("ready", False, expected, f"it cannot be started ({error})", _START)]
@@ -177,18 +194,25 @@ def _drain_again(
     material: Material,
     site: Site,
     facts: ModelFacts,
-    first: ServerFinding,
+    first: Drained,
     clients: int,
-) -> ServerFinding:
-    """Stop it under load twice more: on a busy machine requests wait where the server has not seen them."""
-    for _ in range(2):
+) -> Drained:
+    """Stop it under more load: nothing was under way at the moment of the signal, so nothing was shown."""
+    found = first
+    for times in (4, 16):
         with site.running(submission) as server:
             if server.ready_within(material.requirements.ready_seconds) is None:
                 break
-            found = judge_drain(server, material.texts, facts, material.requirements, clients=clients)
-        if found.passed and not found.found.startswith("0 of 0"):
-            return found
-    return first
+            found = judge_drain(
+                server,
+                material.texts,
+                facts,
+                material.requirements,
+                clients=min(times * clients, _MOST_CLIENTS),
+            )
+        if found.under_way or not found.finding.passed:
+            break
+    return found
 
 
 def _ask(port: int, texts: Sequence[str], facts: ModelFacts, patience: float) -> tuple[list[Reply], float]:

@@ -29,7 +29,10 @@ class Requirements:
     speed : float
         Throughput over the naive server's, the middle of the rounds.
     judged, each_round, rounds : int
-        How many texts are judged, how many each round of the race takes, and how many rounds it has.
+        How many texts are judged, how many each round of the race takes, and how many rounds it has; with
+        no round there is no race, and no marks for it.
+    candidates : int
+        From how many texts those are chosen on which whole numbers show.
     ready_seconds, reply_seconds, drain_seconds : float
         How long it may take to start, to answer the first texts, and to stop.
     """
@@ -43,6 +46,7 @@ class Requirements:
     judged: int = 160
     each_round: int = 96
     rounds: int = 3
+    candidates: int = 192
     ready_seconds: float = 60.0
     reply_seconds: float = 30.0
     drain_seconds: float = 20.0
@@ -61,12 +65,16 @@ class Material:
     rounds : tuple of tuple of str
         For each round of the race texts that come nowhere else, so that nothing can have been kept.
     requirements : Requirements
+    candidates : tuple of str
+        Texts without labels. Those about which the model is least decided are asked as well: on them its
+        whole numbers show.
     """
 
     texts: tuple[str, ...]
     labels: tuple[int, ...]
     rounds: tuple[tuple[str, ...], ...]
     requirements: Requirements = field(default_factory=Requirements)
+    candidates: tuple[str, ...] = ()
 
 
 def draw(
@@ -98,12 +106,13 @@ def draw(
     wanted = requirements or Requirements()
     judged, each_round = wanted.judged, wanted.each_round
     needed = judged + 2 * wanted.rounds * each_round
-    if examples is None:
-        from companion.data.sentiment import generate
+    from companion.data.sentiment import generate
 
-        half = (needed + 1) // 2
-        made = generate(seed, train_size=0, dev_size=half, test_size=half)
-        examples = [one for pair in zip(made.dev, made.test, strict=True) for one in pair]
+    half = (wanted.candidates + (needed if examples is None else 0) + 1) // 2
+    made = generate(seed, train_size=0, dev_size=half, test_size=half)
+    written = [one for pair in zip(made.dev, made.test, strict=True) for one in pair]
+    if examples is None:
+        examples, written = written[:needed], written[needed:]
     if len(examples) < needed:
         raise ValueError(f"there are {len(examples)} examples, expected at least {needed}")
     texts, labels = [one.text for one in examples], [one.label for one in examples[:judged]]
@@ -115,4 +124,5 @@ def draw(
         tuple(int(label) for label in labels if label is not None),
         tuple(tuple(texts[start : start + each_round]) for start in starts),
         wanted,
+        tuple(one.text for one in written[: wanted.candidates]),
     )

@@ -17,6 +17,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from companion.exercises.deployment.twins import in_floats
+
 __all__ = ["ModelFacts", "facts_of", "main", "read_facts"]
 
 _INTEGER = (
@@ -25,6 +27,8 @@ _INTEGER = (
 )
 _FLOAT = ("MatMul", "FusedMatMul", "Gemm", "FusedGemm", "MatMulNBits", "Attention", "Conv", "FusedConv")
 _SECONDS = 300.0
+_UNDECIDED, _TELLING = 48, 24
+"""How many candidates the twin answers as well, and how many of them are asked in the end."""
 
 
 @dataclass(frozen=True)
@@ -42,6 +46,10 @@ class ModelFacts:
         Of the weights in these, how many are whole numbers of eight bits.
     size : float
         Bytes of ``model.onnx``, as a share of four for each number that it holds.
+    telling : tuple of str
+        Texts on which the answers of this graph and of its twin in 32 bits differ most, the largest first.
+    telling_own, telling_floats : tuple of tuple of float
+        The answers of the graph, and of its twin, to these.
     """
 
     labels: tuple[str, ...]
@@ -50,12 +58,16 @@ class ModelFacts:
     float_products: int
     integer_share: float
     size: float
+    telling: tuple[str, ...] = ()
+    telling_own: tuple[tuple[float, ...], ...] = ()
+    telling_floats: tuple[tuple[float, ...], ...] = ()
 
 
 def read_facts(
     model: Path,
     texts: Sequence[str],
     *,
+    candidates: Sequence[str] = (),
     wrap: Callable[[list[str]], list[str]] = list,
     environment: dict[str, str] | None = None,
 ) -> ModelFacts:
@@ -66,6 +78,8 @@ def read_facts(
     model : Path
         An exported folder.
     texts : sequence of str
+    candidates : sequence of str
+        From these the telling texts are chosen.
     wrap : callable
         Takes a command, returns one that runs it with fewer rights.
     environment : dict of str to str, optional
@@ -77,7 +91,7 @@ def read_facts(
     """
     root = str(Path(__file__).parents[3])
     start = f"import sys; sys.path.insert(0, {root!r}); from {__name__} import main; main()"
-    job = json.dumps({"model": str(model), "texts": list(texts)}).encode()
+    job = json.dumps({"model": str(model), "texts": list(texts), "candidates": list(candidates)}).encode()
     command = wrap([sys.executable, "-B", "-c", start])
     try:
         ended = subprocess.run(
@@ -92,13 +106,16 @@ def read_facts(
         raise ValueError(f"opening the model ended the process ({ended.returncode}): {last[:200]}") from None
     if "error" in said:
         raise ValueError(str(said["error"])[:400])
-    facts = ModelFacts(**said)
-    rows = tuple(tuple(row) for row in facts.probabilities)
-    return ModelFacts(**{**asdict(facts), "labels": tuple(facts.labels), "probabilities": rows})
+    told: dict[str, Any] = {
+        name: tuple(value) if isinstance(value, list) else value for name, value in said.items()
+    }
+    for name in ("probabilities", "telling_own", "telling_floats"):
+        told[name] = tuple(map(tuple, told[name]))
+    return ModelFacts(**told)
 
 
-def facts_of(model: Path, texts: Sequence[str]) -> ModelFacts:
-    """Ask a model in this process.
+def facts_of(model: Path, texts: Sequence[str], candidates: Sequence[str] = ()) -> ModelFacts:
+    """Ask a model in this process; see `read_facts`.
 
     Raises
     ------
@@ -116,6 +133,7 @@ def facts_of(model: Path, texts: Sequence[str]) -> ModelFacts:
         tuple(tuple(map(float, row)) for row in rows),
         **_products(model, predictor.feed(predictor.encode(["A good film, and not a bad one."]))),
         size=_size(model / "model.onnx"),
+        **_telling(model / "model.onnx", predictor, candidates),
     )
 
 
@@ -123,10 +141,41 @@ def main() -> None:
     """Read a question from stdin, write its answer to stdout."""
     asked = json.load(sys.stdin)
     try:
-        said = asdict(facts_of(Path(asked["model"]), asked["texts"]))
+        said = asdict(facts_of(Path(asked["model"]), asked["texts"], asked["candidates"]))
     except Exception as error:  # onnxruntime and tokenizers raise classes of their own
         said = {"error": f"{type(error).__name__}: {error}"}
     json.dump(said, sys.stdout)
+
+
+def _telling(file: Path, predictor: Any, candidates: Sequence[str]) -> dict[str, Any]:
+    """Choose the texts that tell a graph from its twin: about them it is undecided, and rounding shows."""
+    import numpy as np
+    import onnx
+    import onnxruntime
+
+    twin = in_floats(onnx.load(str(file))) if candidates else None
+    if twin is None:
+        return {}
+    own = predictor.probabilities(candidates, batch_size=1)
+    ordered = np.sort(own, axis=1)
+    undecided = np.argsort(ordered[:, -1] - ordered[:, -2], kind="stable")[:_UNDECIDED].tolist()
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads, options.log_severity_level = 1, 3
+    content = twin.SerializeToString()
+    session = onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
+    found = []
+    for place in undecided:
+        feed = predictor.feed(predictor.encode([candidates[place]]))
+        logits = session.run(None, feed)[0][0].astype(float)
+        shares = np.exp(logits - logits.max())
+        shares /= shares.sum()
+        found.append((float(np.abs(own[place] - shares).max()), place, shares))
+    chosen = sorted(found, key=lambda one: -one[0])[:_TELLING]
+    return {
+        "telling": tuple(candidates[place] for _, place, _ in chosen),
+        "telling_own": tuple(tuple(map(float, own[place])) for _, place, _ in chosen),
+        "telling_floats": tuple(tuple(map(float, shares)) for _, _, shares in chosen),
+    }
 
 
 def _products(model: Path, feed: dict[str, Any]) -> dict[str, Any]:

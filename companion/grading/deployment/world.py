@@ -84,7 +84,8 @@ def _live(job: dict[str, Any], made: list[str]) -> None:
 def _material(told: dict[str, Any]) -> Material:
     rounds = tuple(map(tuple, told["rounds"]))
     wanted = Requirements(**told["requirements"])
-    return Material(tuple(told["texts"]), tuple(told["labels"]), rounds, wanted)
+    texts, candidates = tuple(told["texts"]), tuple(told["candidates"])
+    return Material(texts, tuple(told["labels"]), rounds, wanted, candidates)
 
 
 def _furnish() -> None:
