@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict, dataclass, fields, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -94,10 +95,14 @@ class Manifest:
     format: int = _FORMAT
     quality: Quality | None = None
 
-    @property
+    @cached_property
     def model_version(self) -> str:
-        """Short name of exactly this model: the first 12 digits of the graph's hash."""
-        return self.files[MODEL][:12]
+        """Short name of what gives exactly these answers: 12 digits of a hash of all that decides one.
+
+        The graph alone is not enough: the same one with its labels exchanged says the opposite.
+        """
+        decides = {"files": self.files, "labels": self.labels, "is_regression": self.is_regression}
+        return digest(decides | {"max_length": self.max_length})[:12]
 
 
 def write_manifest(manifest: Manifest, folder: Path) -> None:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -105,7 +107,16 @@ def test_the_manifest_says_it_all(onnx_folder, model_folder):
         companion=companion.__version__,
         format=1,
     )
-    assert manifest.model_version == digest(onnx_folder / "model.onnx")[:12]
+    others = [
+        replace(manifest, labels=manifest.labels[::-1]),
+        replace(manifest, files=manifest.files | {"tokenizer.json": "0" * 64}),
+        replace(manifest, files=manifest.files | {"model.onnx": "0" * 64}),
+        replace(manifest, max_length=32),
+    ]
+    versions = {one.model_version for one in (manifest, *others)}
+    assert len(versions) == 5, "whatever decides an answer decides the version"
+    assert replace(manifest, companion="another").model_version == manifest.model_version
+    assert all(re.fullmatch("[0-9a-f]{12}", version) for version in versions)
     assert {path.name for path in onnx_folder.iterdir()} == FILES | {"manifest.json"}
     check = manifest.check
     assert (check.examples, check.moved_by_batch) == (128, 0)

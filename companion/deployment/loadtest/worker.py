@@ -1,23 +1,32 @@
 """The process that sends: locust, with gevent in place of the standard library's blocking parts.
 
 Importing locust patches sockets, threads and sleeping for a whole process. So this module is run, by
-`Driver`, in a process of its own, and imported nowhere else. It reads lines of JSON on stdin, first what to
-send and then one line for each stage, and writes what happened to stdout as it happens: when it is stopped
-halfway, what was measured has been told.
+`Driver`, in a process of its own; whoever only imports it, to read it, gets locust without its patches. It
+reads lines of JSON on stdin, first what to send and then one line for each stage, and writes what happened to
+stdout as it happens: when it is stopped halfway, what was measured has been told.
 """
+
+# ruff: noqa: E402 - whether locust patches has to be said before it is imported
 
 from __future__ import annotations
 
-# First of all imports: what is imported before it is not patched.
+import os
+
+_SKIP = "LOCUST_SKIP_MONKEY_PATCH"
+if __name__ != "__main__":
+    os.environ[_SKIP] = "1"
+
+# First of all other imports: what is imported before it is not patched.
 from locust import FastHttpUser, task
 from locust.contrib.fasthttp import FAILURE_EXCEPTIONS
 from locust.env import Environment
 from locust.exception import StopUser
 
+os.environ.pop(_SKIP, None)
+
 # isort: split
 import json
 import logging
-import os
 import signal
 import sys
 import time
