@@ -1,6 +1,6 @@
 """A time limit for the head of a request, which uvicorn does not have.
 
-Without it a client that sends a head byte by byte holds its connection for ever. The body has a limit already:
+Without it a client that sends a head byte by byte holds its connection for ever. The body has a limit:
 the deadline of its request.
 """
 
