@@ -46,6 +46,9 @@ def up(
     rate: Annotated[
         str | None, typer.Option("--rate", help="Texts for each caller over all servers: 1000/minute.")
     ] = None,
+    cache: Annotated[
+        bool, typer.Option("--cache/--no-cache", help="Whether the servers share their answers in Redis.")
+    ] = True,
     state: State = None,
     as_json: Json = False,
 ) -> None:
@@ -60,6 +63,7 @@ def up(
         without=parts,
         threads=threads,
         rate=rate,
+        cache=cache,
         arguments=tuple(arguments or ()),
     )
     found = Stack(settings, state)

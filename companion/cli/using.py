@@ -158,6 +158,16 @@ def serve(
     batch_characters: Annotated[
         int, typer.Option("--batch-characters", min=1, help="Most characters in one batch.")
     ] = 80_000,
+    queue: Annotated[int, typer.Option("--queue", min=1, help="Most requests that wait.")] = 512,
+    batch_size: Annotated[
+        int, typer.Option("--batch-size", min=1, help="Most texts that the model runs together.")
+    ] = 16,
+    padded_tokens: Annotated[
+        int, typer.Option("--padded-tokens", min=1, help="Most tokens of a batch, padding included.")
+    ] = 1024,
+    timeout_ms: Annotated[
+        int, typer.Option("--timeout-ms", min=1, max=60_000, help="Deadline of a request that sends none.")
+    ] = 10_000,
     log_requests: Annotated[
         bool, typer.Option("--log-requests", help="Write a line for each request, never its text.")
     ] = False,
@@ -198,8 +208,12 @@ def serve(
 ) -> None:
     """Answer POST /predict over HTTP until stopped."""
     from companion import deployment
+    from companion.deployment.batching import BatchingLimits
 
     limits = deployment.Limits(characters, body_bytes, batch_texts, batch_characters)
+    batching = BatchingLimits(
+        requests=queue, batch_size=batch_size, padded_tokens=padded_tokens, timeout_s=timeout_ms / 1000
+    )
     settings = deployment.ServerSettings(
         host=host,
         port=port,
@@ -208,6 +222,7 @@ def serve(
         processes=processes,
         model_name=model_name,
         limits=limits,
+        batching=batching,
         api_keys=api_keys,
         rate=rate,
         redis=redis,

@@ -86,8 +86,11 @@ def configure(app: FastAPI, settings: ServerSettings) -> uvicorn.Config:
     """Return how uvicorn runs an application of ours."""
     import uvicorn
 
+    from companion.deployment.heads import TimedHeadProtocol
+
     return uvicorn.Config(
         app,
+        http=TimedHeadProtocol,
         lifespan="on",
         ws="none",
         log_config=None,

@@ -87,7 +87,7 @@ def test_compose_and_the_native_stack_tell_servers_the_same():
     given = {line.partition("=")[0]: line.partition("=")[2] for line in command}
     names = [argument for argument in expected if argument.startswith("--")]
     assert set(names) <= given.keys()
-    assert given["--redis"] == "redis://redis:6379/0"
+    assert given["--redis"] == given["--cache"] == "redis://redis:6379/0"
     subnet = compose()["networks"]["inner"]["ipam"]["config"][0]["subnet"]
     assert given["--trust-proxy"] == subnet
     assert yaml.safe_load((DEPLOY / "compose" / "prometheus.yml").read_text())["scrape_configs"][0][
@@ -154,6 +154,7 @@ def test_the_manifests_agree_with_each_other_and_with_the_server():
     settings = ALL["ConfigMap", "companion"]["data"]
     used = {name for argument in server["args"] for name in re.findall(r"\$\((\w+)\)", argument)}
     assert used <= settings.keys()
+    assert {"--redis=$(REDIS)", "--cache=$(REDIS)"} <= set(server["args"])
     assert (
         settings["REDIS"].split("//")[1].split(":")[0]
         == ALL["Service", "companion-redis"]["metadata"]["name"]

@@ -17,6 +17,7 @@ from schemathesis.config import SchemathesisConfig
 from schemathesis.specs.openapi.checks import response_schema_conformance
 
 from companion.deployment import Limits, ServerSettings, create_app
+from companion.deployment.batching import BatchingLimits
 from companion.deployment.problems import PROBLEMS
 
 REFUSALS = {"checks": {"negative_data_rejection": {"expected-statuses": [401, 404, 409, 413, 415, 422]}}}
@@ -233,7 +234,8 @@ def test_the_command_passes_every_setting_on(run, monkeypatch, tmp_path):
         "--host 0.0.0.0 --port 9 --threads 2 --model-name m --api-keys k --rate 5/second "
         "--redis redis://r:1/0 --trust-proxy 10.0.0.1 --trust-proxy 10.1.0.0/16 --characters 1 "
         "--body-bytes 2 --batch-texts 3 "
-        "--batch-characters 4 --log-requests --log-format json --log-file l "
+        "--batch-characters 4 --queue 5 --batch-size 6 --padded-tokens 7 --timeout-ms 20001 "
+        "--log-requests --log-format json --log-file l "
         "--cache memory --cache-entries 5 --cache-ttl 6.5 --semantic-cache c --rollout s --rollout-root . "
         "--admin-key k"
     )
@@ -244,6 +246,7 @@ def test_the_command_passes_every_setting_on(run, monkeypatch, tmp_path):
         threads=2,
         model_name="m",
         limits=Limits(1, 2, 3, 4),
+        batching=BatchingLimits(requests=5, batch_size=6, padded_tokens=7, timeout_s=20.001),
         api_keys=Path("k"),
         rate="5/second",
         redis="redis://r:1/0",
@@ -265,6 +268,8 @@ def test_the_command_passes_every_setting_on(run, monkeypatch, tmp_path):
         "--redis redis://x",
         "--trust-proxy nginx",
         "--cache x",
+        "--batch-size 0",
+        "--timeout-ms 60001",
     ):
         code, out, err = run("serve", tmp_path, *words.split())
         assert (code, out, err.count("\n")) == (2, "", 1), err

@@ -66,6 +66,27 @@ def test_a_missing_program_is_named_with_its_package(monkeypatch, tmp_path, part
     assert [found.name for found in topology.parts_of(bare, tmp_path, {"server-1": 2})] == ["server-1"]
 
 
+@pytest.mark.parametrize("rate", [None, "5/second"])
+def test_servers_share_answers_where_there_is_a_redis(program, tmp_path, rate):
+    program("redis-server")
+    ports = {"redis": 6, "server-1": 1, "server-2": 2}
+
+    def given(**changes):
+        settings = StackSettings(FOLDER, 2, without=("nginx", "prometheus"), rate=rate, **changes)
+        parts = topology.parts_of(settings, tmp_path, ports)
+        return [part.command for part in parts if part.name.startswith("server")]
+
+    for command in given():
+        assert command[command.index("--cache") + 1] == "redis://127.0.0.1:6/0"
+        assert ("--redis" in command) == (rate is not None)
+    own = given(arguments=("--cache", "memory"))[0]
+    assert own[-2:] == ("--cache", "memory"), "the last one counts"
+    assert not any("--cache" in command for command in given(cache=False))
+    alone = StackSettings(FOLDER, 1, without=("redis", "nginx", "prometheus"), rate=rate)
+    [part] = topology.parts_of(alone, tmp_path, ports={"server-1": 1})
+    assert not {"--cache", "--redis"} & set(part.command)
+
+
 def test_nginx_takes_the_configuration(program, tmp_path):
     file = tmp_path / "nginx.conf"
     for connections in ("512", "many"):

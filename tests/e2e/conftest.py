@@ -14,7 +14,7 @@ import httpx
 import numpy as np
 import pytest
 
-TEXTS = (
+KINDS = (
     "A warm, funny and generous film.",
     "ok",
     "Not once did it manage to surprise me.",
@@ -22,6 +22,8 @@ TEXTS = (
     "日本語 and <b>tags</b>\ttoo",
     "The hotel was awful, it was raining that day.",
 )
+TEXTS = tuple(f"{text} {number}" for number in range(40) for text in KINDS)
+"""So many that a cache which forgets after a second has most of them no more when they come again."""
 
 
 @dataclass
@@ -72,7 +74,7 @@ class Clients:
                 await asyncio.gather(*running)
 
     async def _ask(self, http: httpx.AsyncClient, load: Load, ended: asyncio.Event, first: int) -> None:
-        for text in itertools.islice(itertools.cycle(TEXTS), first % len(TEXTS), None):
+        for text in itertools.islice(itertools.cycle(TEXTS), first * 17 % len(TEXTS), None):
             if ended.is_set():
                 return
             try:

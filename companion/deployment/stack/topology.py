@@ -50,6 +50,8 @@ class StackSettings:
         Threads of each server. Default: the cores of this machine, shared among them.
     rate : str, optional
         How much one caller may ask of all servers together, such as ``1000/minute``. Counted in Redis.
+    cache : bool
+        Whether the servers share their answers in Redis. Without a Redis there is nothing to share.
     client_timeout_s : int
         How long a client may take for the head of a request, and for each pause in its body, in seconds.
     connections_per_address : int
@@ -69,6 +71,7 @@ class StackSettings:
     without: tuple[OptionalPart, ...] = ()
     threads: int | None = None
     rate: str | None = None
+    cache: bool = True
     client_timeout_s: int = 5
     connections_per_address: int = 1024
     arguments: tuple[str, ...] = ()
@@ -192,7 +195,7 @@ def _parts(settings: StackSettings, state: Path, ports: Mapping[str, int]) -> It
             yield Part(name, port, command, health=f"http://127.0.0.1:{port}/-/ready")
         else:
             redis = f"redis://127.0.0.1:{ports['redis']}/0" if "redis" in ports else None
-            arguments = server_arguments(settings.rate, redis)
+            arguments = server_arguments(settings.rate, redis, cache=settings.cache)
             command = (
                 sys.executable,
                 "-m",
@@ -208,11 +211,16 @@ def _parts(settings: StackSettings, state: Path, ports: Mapping[str, int]) -> It
             yield Part(name, port, command, health=f"http://127.0.0.1:{port}/health/ready")
 
 
-def server_arguments(rate: str | None, redis: str | None) -> tuple[str, ...]:
-    """Return what every server of a stack is told, wherever it runs: natively or in a container."""
+def server_arguments(rate: str | None, redis: str | None, *, cache: bool = True) -> tuple[str, ...]:
+    """Return what every server of a stack is told, wherever it runs: natively or in a container.
+
+    Where there is a Redis, they share it: their counts for the rates, and their answers.
+    """
     arguments: tuple[str, ...] = ("--log-requests", "--log-format", "json")
     if rate is not None:
         arguments += ("--rate", rate)
         if redis is not None:
             arguments += ("--redis", redis)
+    if redis is not None and cache:
+        arguments += ("--cache", redis)
     return arguments
