@@ -253,8 +253,13 @@ def _text_problem(column: str, value: object) -> str | None:
     try:
         value.encode("utf-8")
     except UnicodeEncodeError as error:
-        if "\udc80" <= value[error.start] <= "\udcff":  # how bytes come that are none of UTF-8
-            return f"column {column!r} is not UTF-8; save the file as UTF-8"
+        place, odd = error.start, value[error.start]
+        if "\udc80" <= odd <= "\udcff":  # how bytes come that are none of UTF-8
+            byte = ord(odd) - 0xDC00
+            return (
+                f"column {column!r} is not UTF-8 (byte 0x{byte:02x} at character {place}); "
+                "save the file as UTF-8"
+            )
         return f"column {column!r} holds half of a surrogate pair; write the character itself"
     return None
 

@@ -158,7 +158,8 @@ def test_predicting_texts_that_are_broken_or_long(run, kind, request, tmp_path):
     columns = ("--text-column", "text", "--out", out)
     code, told, err = run("predict", folder, tmp_path / "broken.csv", *columns)
     assert (code, told) == (2, "")
-    assert "broken.csv, row 3: not UTF-8 (byte 0xef at offset 12); save the file as UTF-8" in err
+    where = "broken.csv, row 3: column 'text' is not UTF-8 (byte 0xef at character 2)"
+    assert f"{where}; save the file as UTF-8" in err
     for stdin in ("-", "/dev/stdin"):
         code, told, err = run("predict", folder, stdin, *columns)
         assert (code, told) == (2, "")
