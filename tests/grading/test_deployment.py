@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import csv
+import hashlib
 import http.server
 import importlib.util
 import json
 import random
 import shutil
+import sys
 import threading
+from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -103,8 +106,9 @@ def test_a_right_server_passes_however_it_is_built(hand_in: Hand, source: str, s
     found = judged(hand_in(source, start))
     assert found.passed and found.total == 100, found
     assert set(found.marks()) == set(CHECKS) and sum(found.marks().values()) == 100
-    [ratio] = found.inspection.ratios
-    assert ratio > 1.3
+    assert found.inspection.ratios[0] > 1
+    if sys.platform == "linux":
+        assert {"limits", "no privileges", "seccomp"} <= set(found.isolation), found.isolation
 
 
 @pytest.mark.parametrize("source", [servers.HARD_CODED, servers.WORD_LIST], ids=["hard-coded", "word-list"])
@@ -221,6 +225,10 @@ def slow_to_load(tmp_path: Path, calm_folders: dict[str, Path]) -> Path:
     graph.node.append(helper.make_node("ReduceSum", ["much"], ["nothing"], keepdims=0))
     graph.node.append(helper.make_node("Add", [f"{logits}_before", "nothing"], [logits]))
     onnx.save(model, file)
+    manifest = json.loads((folder / "manifest.json").read_text())
+    manifest["files"]["model.onnx"] = hashlib.sha256(Path(file).read_bytes()).hexdigest()
+    manifest["operators"] = dict(Counter(node.op_type for node in graph.node))
+    (folder / "manifest.json").write_text(json.dumps(manifest))
     return folder
 
 
