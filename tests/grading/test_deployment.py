@@ -90,7 +90,7 @@ def hand_in(tmp_path: Path, calm_folders: dict[str, Path]) -> Hand:
 
 def judged(folder: Path, seed: int = 11, **changes: object) -> ServerGrade:
     wanted = Requirements(**{**vars(QUICK), **changes})  # type: ignore[arg-type]
-    return grade(folder, requirements=wanted, examples=fresh(112, seed))
+    return grade(folder, seed=seed, requirements=wanted, examples=fresh(112, seed))
 
 
 @pytest.mark.parametrize(
