@@ -26,7 +26,7 @@ _SPEC = importlib.util.spec_from_file_location("servers", Path(__file__).with_na
 assert _SPEC and _SPEC.loader
 servers = importlib.util.module_from_spec(_SPEC)
 _SPEC.loader.exec_module(servers)
-CALM = 0.4
+CALM, STEEP = 0.4, 50.0
 COMPANION = 'command = ["python", "-m", "companion.cli", "serve", "{model}", "--port", "{port}"]\n'
 PYTHON = 'command = ["python", "server.py"]\n'
 QUICK = Requirements(judged=48, each_round=32, rounds=1, ready_seconds=120.0, speed=1.3)
@@ -242,15 +242,43 @@ def test_loading_each_time_is_found_by_the_file_and_by_the_clock(hand_in: Hand, 
     assert not found.inspection.of("loading").passed and not found.inspection.of("throughput").passed, found
 
 
-def test_padding_that_is_not_masked_is_found(hand_in: Hand) -> None:
+@pytest.fixture(scope="session")
+def touchy_folder(home: Path, model_folder: Path, onnx_folder: Path) -> Path:
+    """Return the toy with its last layer moved to where it is undecided, and made steep: little moves it."""
+    from safetensors.torch import load_file, save_file
+
+    from companion.artifacts import make
+    from companion.inference import OnnxPredictor, export
+
+    def build(folder: Path) -> None:
+        predictor = OnnxPredictor(onnx_folder, threads=1)
+        middle = predictor.run(predictor.encode([one.text for one in fresh(64, 1)][1::2])).mean(axis=0)
+        shutil.copytree(model_folder, folder / "model")
+        file = folder / "model" / "model.safetensors"
+        held = load_file(file)
+        held["classifier.bias"] = (
+            held["classifier.bias"] - held["classifier.bias"].new_tensor(middle)
+        ) * STEEP
+        held["classifier.weight"] = held["classifier.weight"] * STEEP
+        save_file(held, file, metadata={"format": "pt"})
+        export(folder / "model", folder / "onnx", precision="int8")
+
+    return (
+        make("test-touchy", build, version=1, inputs={"model": model_folder.parent.name}, home=home) / "onnx"
+    )
+
+
+def test_padding_that_is_not_masked_is_found(hand_in: Hand, touchy_folder: Path) -> None:
     unmasked = servers.THREADS.replace(
         'tokenizer.enable_truncation(about["max_length"])',
         'tokenizer.enable_truncation(about["max_length"])\n'
         '    tokenizer.enable_padding(length=about["max_length"])',
     )
-    found = judged(hand_in(unmasked), **NO_RACE)
+    found = judged(hand_in(unmasked, model=touchy_folder), **NO_RACE)
     assert not found.inspection.of("answers").passed, found
     assert "mask" in found.inspection.of("answers").advice
+    right = judged(hand_in(servers.THREADS, name="right", model=touchy_folder), **NO_RACE)
+    assert right.inspection.of("answers").passed, f"the model alone is not the reason: {right}"
 
 
 def test_a_server_that_mixes_up_its_askers_is_found(hand_in: Hand) -> None:

@@ -181,7 +181,7 @@ def _look(
             if server.ended is None:
                 drained = judge_drain(server, texts, facts, wanted, clients=clients_for(rate))
         if drained is not None:
-            if not drained.under_way and drained.finding.passed:
+            if answered and not drained.under_way and drained.finding.passed:
                 drained = _drain_again(submission, material, site, facts, drained, clients_for(rate))
             findings.append(drained.finding)
         return findings
