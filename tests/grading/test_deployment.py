@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import csv
+import hashlib
 import http.server
 import importlib.util
 import json
 import random
 import shutil
+import sys
 import threading
+from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -23,10 +26,10 @@ _SPEC = importlib.util.spec_from_file_location("servers", Path(__file__).with_na
 assert _SPEC and _SPEC.loader
 servers = importlib.util.module_from_spec(_SPEC)
 _SPEC.loader.exec_module(servers)
-CALM = 0.4
+CALM, STEEP = 0.4, 50.0
 COMPANION = 'command = ["python", "-m", "companion.cli", "serve", "{model}", "--port", "{port}"]\n'
 PYTHON = 'command = ["python", "server.py"]\n'
-QUICK = Requirements(judged=48, each_round=32, rounds=1, ready_seconds=40.0, speed=1.3)
+QUICK = Requirements(judged=48, each_round=32, rounds=1, ready_seconds=120.0, speed=1.3)
 """A toy loads in milliseconds: loading it each time costs little."""
 NO_RACE = {"rounds": 0}
 
@@ -87,7 +90,7 @@ def hand_in(tmp_path: Path, calm_folders: dict[str, Path]) -> Hand:
 
 def judged(folder: Path, seed: int = 11, **changes: object) -> ServerGrade:
     wanted = Requirements(**{**vars(QUICK), **changes})  # type: ignore[arg-type]
-    return grade(folder, requirements=wanted, examples=fresh(112, seed))
+    return grade(folder, seed=seed, requirements=wanted, examples=fresh(112, seed))
 
 
 @pytest.mark.parametrize(
@@ -103,8 +106,9 @@ def test_a_right_server_passes_however_it_is_built(hand_in: Hand, source: str, s
     found = judged(hand_in(source, start))
     assert found.passed and found.total == 100, found
     assert set(found.marks()) == set(CHECKS) and sum(found.marks().values()) == 100
-    [ratio] = found.inspection.ratios
-    assert ratio > 1.3
+    assert found.inspection.ratios[0] > 1
+    if sys.platform == "linux":
+        assert {"limits", "no privileges", "seccomp"} <= set(found.isolation), found.isolation
 
 
 @pytest.mark.parametrize("source", [servers.HARD_CODED, servers.WORD_LIST], ids=["hard-coded", "word-list"])
@@ -129,13 +133,12 @@ def test_texts_of_another_grading_cannot_be_known(hand_in: Hand, calm_folders: d
     assert found.total == 0 and not found.inspection.of("answers").passed, found
 
 
-def test_another_models_digits_give_it_away(hand_in: Hand, calm_folders: dict[str, Path]) -> None:
-    found = judged(hand_in(servers.FLOATING, big=calm_folders["fp32"]))
-    assert found.total == 0, found
-    assert not found.inspection.of("answers").passed
+def test_another_models_digits_give_it_away(hand_in: Hand, touchy_folders: dict[str, Path]) -> None:
+    folder = hand_in(servers.FLOATING, model=touchy_folders["int8"], big=touchy_folders["fp32"])
+    found = judged(folder, **NO_RACE)
+    assert found.total == 0 and not found.inspection.of("answers").passed, found
     whole = found.inspection.of("int8")
     assert not whole.passed and "answers of another model" in whole.found
-    assert found.inspection.of("accuracy").passed, "its labels are right"
 
 
 def test_a_model_that_is_sure_of_everything_hides_nothing(
@@ -221,6 +224,10 @@ def slow_to_load(tmp_path: Path, calm_folders: dict[str, Path]) -> Path:
     graph.node.append(helper.make_node("ReduceSum", ["much"], ["nothing"], keepdims=0))
     graph.node.append(helper.make_node("Add", [f"{logits}_before", "nothing"], [logits]))
     onnx.save(model, file)
+    manifest = json.loads((folder / "manifest.json").read_text())
+    manifest["files"]["model.onnx"] = hashlib.sha256(Path(file).read_bytes()).hexdigest()
+    manifest["operators"] = dict(Counter(node.op_type for node in graph.node))
+    (folder / "manifest.json").write_text(json.dumps(manifest))
     return folder
 
 
@@ -234,15 +241,43 @@ def test_loading_each_time_is_found_by_the_file_and_by_the_clock(hand_in: Hand, 
     assert not found.inspection.of("loading").passed and not found.inspection.of("throughput").passed, found
 
 
-def test_padding_that_is_not_masked_is_found(hand_in: Hand) -> None:
+@pytest.fixture(scope="session")
+def touchy_folders(home: Path, model_folder: Path, onnx_folder: Path) -> dict[str, Path]:
+    """Return the toy with its last layer moved to where it is undecided, and made steep: little moves it."""
+    from safetensors.torch import load_file, save_file
+
+    from companion.artifacts import make
+    from companion.inference import OnnxPredictor, export
+
+    def build(folder: Path) -> None:
+        predictor = OnnxPredictor(onnx_folder, threads=1)
+        middle = predictor.run(predictor.encode([one.text for one in fresh(64, 1)][1::2])).mean(axis=0)
+        shutil.copytree(model_folder, folder / "model")
+        file = folder / "model" / "model.safetensors"
+        held = load_file(file)
+        held["classifier.bias"] = (
+            held["classifier.bias"] - held["classifier.bias"].new_tensor(middle)
+        ) * STEEP
+        held["classifier.weight"] = held["classifier.weight"] * STEEP
+        save_file(held, file, metadata={"format": "pt"})
+        for precision in ("int8", "fp32"):
+            export(folder / "model", folder / precision, precision=precision)
+
+    made = make("test-touchy", build, version=1, inputs={"model": model_folder.parent.name}, home=home)
+    return {name: made / name for name in ("int8", "fp32")}
+
+
+def test_padding_that_is_not_masked_is_found(hand_in: Hand, touchy_folders: dict[str, Path]) -> None:
     unmasked = servers.THREADS.replace(
         'tokenizer.enable_truncation(about["max_length"])',
         'tokenizer.enable_truncation(about["max_length"])\n'
         '    tokenizer.enable_padding(length=about["max_length"])',
     )
-    found = judged(hand_in(unmasked), **NO_RACE)
+    found = judged(hand_in(unmasked, model=touchy_folders["int8"]), **NO_RACE)
     assert not found.inspection.of("answers").passed, found
     assert "mask" in found.inspection.of("answers").advice
+    right = judged(hand_in(servers.THREADS, name="right", model=touchy_folders["int8"]), **NO_RACE)
+    assert right.inspection.of("answers").passed, f"the model alone is not the reason: {right}"
 
 
 def test_a_server_that_mixes_up_its_askers_is_found(hand_in: Hand) -> None:
@@ -286,7 +321,7 @@ def test_a_server_that_drops_what_it_accepted_is_found(hand_in: Hand) -> None:
     ids=["crashes", "never-ready", "fork-bomb"],
 )
 def test_what_never_serves_is_ended_and_said(hand_in: Hand, source: str, says: str) -> None:
-    found = judged(hand_in(source), ready_seconds=2.0, candidates=0)
+    found = judged(hand_in(source), ready_seconds=30.0 if source == servers.CRASHES else 6.0, candidates=0)
     assert found.total == 0
     assert says in found.inspection.of("ready").found, found
 
@@ -301,15 +336,16 @@ def test_a_server_that_hangs_takes_no_time_from_the_others(
 
 def test_what_cannot_be_started_says_so(hand_in: Hand, tmp_path: Path) -> None:
     assert "there is no serve.toml" in str(grade(tmp_path))
-    for start, says in (
+    cases = (
         ("command = 5", "expected a list of words"),
         ("command = [", "is not TOML"),
         ('command = ["x"]\nmodel = "../.."', "expected a folder below"),
         ('command = ["x"]\nmodel = "none"', "there is no none/model.onnx"),
-    ):
-        found = grade(hand_in("", start, name=says[:9].strip()))
+    )
+    for number, (start, says) in enumerate(cases):
+        found = grade(hand_in("", start, name=f"case-{number}"))
         assert found.total == 0 and says in found.errors[0], found
-    found = judged(hand_in("", 'command = ["no-such-program"]', name="none"), ready_seconds=5.0)
+    found = judged(hand_in("", 'command = ["no-such-program"]', name="none"), ready_seconds=60.0)
     assert "'no-such-program' cannot be run" in found.inspection.of("ready").found, found
 
 

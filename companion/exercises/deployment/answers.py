@@ -198,7 +198,6 @@ def _probabilities(rows: Sequence[Served], truth: Sequence[int], wanted: Require
 
 def _why_other(apart: Sequence[float], rows: Sequence[Served], own: Sequence[Sequence[float]]) -> str:
     """Guess what differs, from how far and how often."""
-    middle = sorted(apart)[len(apart) // 2]
     same = sum(row.index(max(row)) == one.index(max(one)) for row, one in zip(rows, own, strict=True))
     if len(set(rows)) <= max(2, len(rows) // 10):
         return "Hardly any two answers differ: they do not depend on the text."
@@ -207,8 +206,11 @@ def _why_other(apart: Sequence[float], rows: Sequence[Served], own: Sequence[Seq
             "Other labels too: another model, padding that is not masked, or none at all. Run the handed-in "
             "folder, and give it the attention mask."
         )
-    if middle < 1e-3:
-        return "Close, but rounded, or cut at another length: give all digits, and cut at max_length tokens."
+    if max(apart) < 1e-3:
+        return (
+            "Close, but rounded, or cut at another length, or of another precision: give all digits, cut at "
+            "max_length tokens, and serve the handed-in folder."
+        )
     return (
         "The labels agree and the digits do not: another precision of the same model answers (its FP32 "
         "version?), or padding is not masked, or batches share one scale."

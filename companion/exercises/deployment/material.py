@@ -44,7 +44,7 @@ class Requirements:
     size: float = 0.6
     speed: float = 3.0
     judged: int = 160
-    each_round: int = 96
+    each_round: int = 64
     rounds: int = 3
     candidates: int = 192
     ready_seconds: float = 60.0

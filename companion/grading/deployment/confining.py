@@ -51,7 +51,10 @@ class Confinement:
     alone: bool
 
     def wrap(self, command: Sequence[str]) -> list[str]:
-        """Return a command that gives up the rights and then becomes `command`."""
+        """Return a command that gives up the rights and then becomes `command`.
+
+        Without a command it says as JSON which measures are in force, and ends.
+        """
         start = _START.format(root=str(_ROOT))
         return [sys.executable, "-I", "-B", "-c", start, json.dumps(asdict(self)), *command]
 
@@ -62,7 +65,10 @@ _ROOT = Path(__file__).parents[3]
 def main() -> None:
     """Give up rights, then become the program in the arguments."""
     told, command = Confinement(**json.loads(sys.argv[1])), sys.argv[2:]
-    _confine(told)
+    made = _confine(told)
+    if not command:
+        print(json.dumps(made))
+        return
     try:
         os.execvpe(command[0], command, os.environ)
     except OSError as error:
@@ -70,7 +76,8 @@ def main() -> None:
     sys.exit(127)
 
 
-def _confine(told: Confinement) -> None:
+def _confine(told: Confinement) -> list[str]:
+    """Give up rights; return the names of what is in force."""
     for kind, value in (
         (resource.RLIMIT_CORE, 0),
         (resource.RLIMIT_FSIZE, _FILE_BYTES),
@@ -81,9 +88,9 @@ def _confine(told: Confinement) -> None:
         most = value if hard == resource.RLIM_INFINITY else min(value, hard)
         resource.setrlimit(kind, (most, most))
     if sys.platform != "linux":
-        return
+        return ["limits"]
     port = None if told.alone or not os.environ.get("PORT") else int(os.environ["PORT"])
-    isolation.drop_privileges(Path(told.scratch))
+    dropped = isolation.drop_privileges(Path(told.scratch))
     # After the user has changed, which takes this back.
     ctypes.CDLL(None, use_errno=True).prctl(_PARENT_DIES, signal.SIGKILL, 0, 0, 0)
     runnable = {
@@ -91,5 +98,7 @@ def _confine(told: Confinement) -> None:
     }
     runnable |= {Path(sysconfig.get_path(name)) for name in ("stdlib", "platstdlib", "purelib", "platlib")}
     writable = map(Path, (told.scratch, "/dev/null", "/dev/shm"))
-    landlock.restrict_program(runnable, map(Path, _READ), writable, [_ROOT], port=port)
-    seccomp.forbid_escape()
+    walled = landlock.restrict_program(runnable, map(Path, _READ), writable, [_ROOT], port=port)
+    filtered = seccomp.forbid_escape()
+    named = {"no privileges": dropped, "landlock": walled, "seccomp": filtered}
+    return ["limits", *(name for name, made in named.items() if made)]

@@ -14,6 +14,7 @@ import os
 import signal
 import socket
 import struct
+import subprocess
 import sys
 import threading
 import time
@@ -24,13 +25,14 @@ from typing import Any
 import psutil
 
 from companion.exercises.deployment import Material, Requirements, Site, inspect, read_submission
-from companion.grading import isolation, landlock
+from companion.grading import isolation
 from companion.grading.deployment.confining import Confinement
 
 __all__ = ["main"]
 
 _SCRATCH_BYTES, _SHARED_BYTES = 256 << 20, 64 << 20
 _MEMORY_BYTES, _WATCH_S = 2 << 30, 0.25
+_PROBE_S = 60.0
 _GET_FLAGS, _SET_FLAGS, _UP = 0x8913, 0x8914, 1
 _NOSUID, _NODEV, _NOEXEC = 2, 4, 8
 
@@ -75,10 +77,19 @@ def _live(job: dict[str, Any], made: list[str]) -> None:
         said = {"inspection": inspection.to_dict()}
     except Exception as error:
         said = {"error": f"{type(error).__name__}: {error}"}
-    said["isolation"] = [*made, "limits", *(["landlock"] if landlock.abi() else [])]
+    said["isolation"] = [*made, *_in_force(confinement)]
     said["memory"] = watch.ended
     sys.stdout.write(json.dumps(said))
     sys.stdout.flush()
+
+
+def _in_force(confinement: Confinement) -> list[str]:
+    """Confine a process as the servers were, and let it tell what the kernel made of it."""
+    told = subprocess.run(confinement.wrap([]), capture_output=True, check=False, timeout=_PROBE_S)
+    try:
+        return [str(name) for name in json.loads(told.stdout)]
+    except ValueError:
+        return []
 
 
 def _material(told: dict[str, Any]) -> Material:
