@@ -8,6 +8,7 @@ import http.server
 import importlib.util
 import json
 import random
+import re
 import shutil
 import sys
 import threading
@@ -316,14 +317,14 @@ def test_a_server_that_drops_what_it_accepted_is_found(hand_in: Hand) -> None:
     [
         (servers.CRASHES, "ended with code 1; the last that it printed: no model, no fun"),
         (servers.NEVER_READY, "is not ready; the last that it printed: loading, please wait"),
-        (servers.FORK_BOMB, "not ready"),
+        (servers.FORK_BOMB, "is not ready|ended with code -9"),  # by the clock, or for its memory
     ],
     ids=["crashes", "never-ready", "fork-bomb"],
 )
 def test_what_never_serves_is_ended_and_said(hand_in: Hand, source: str, says: str) -> None:
     found = judged(hand_in(source), ready_seconds=30.0 if source == servers.CRASHES else 6.0, candidates=0)
     assert found.total == 0
-    assert says in found.inspection.of("ready").found, found
+    assert re.search(says, found.inspection.of("ready").found), found
 
 
 def test_a_server_that_hangs_takes_no_time_from_the_others(
