@@ -94,7 +94,7 @@ def test_all_servers_but_one_may_go(stack, clients):
                     await asyncio.sleep(0.01)
         return load
 
-    # One server in the place of three may refuse for a moment: that loses nothing, and says when to come back.
+    # One server in the place of three may refuse for a moment; that loses nothing, and says when to return.
     failures = asyncio.run(scenario()).failures
     assert all(one.startswith("503: ") and "retry_after_ms" in one for one in failures), failures
     send(stack, "server-2", signal.SIGKILL)
